@@ -1,0 +1,242 @@
+"""From a JAX function to a flat list of equations: the only file that reads jaxprs.
+
+`trace(f, example)` follows `f` once with abstract values and returns a `Graph`: the equations that
+depend on the input, in order of execution, with every call (`jit`, `custom_jvp_call`, `remat`, ...)
+inlined and everything that does not depend on the input already computed. What remains of a
+network such as `Dense -> relu -> Dense` is
+
+    dot_general, add, max, dot_general, add
+
+An operand of an equation is either a `Node` (a value that depends on the input, to be bounded) or a plain
+array. Later rooms never see a jaxpr: `rules` says what each kind of equation does to sets, `bounds`
+folds over the list.
+
+Numerical precision is settled here, in one place: every `dot_general` and convolution is given the
+requested `precision`, because `jax.default_matmul_precision` does not reach equations that are bound again.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jex
+
+from cure_jax import numerics
+
+__all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
+
+# Call-like primitives and the parameter that holds what they call.
+_CALLS: Mapping[str, str] = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+}
+_CONVOLUTIONS = ("conv_general_dilated", "convolution")
+_LIBRARIES = tuple(
+    os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, numerics.__file__) if path is not None
+)
+
+
+class UnsupportedPrimitive(NotImplementedError):  # noqa: N818  (named for what the user must act on)
+    """A primitive that depends on the input has no bound rule."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A value of the network that depends on its input."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def zeros(self) -> jax.Array:
+        """An array of zeros of the node's shape and dtype."""
+        return jnp.zeros(self.shape, self.dtype)
+
+
+Operand = Node | jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """One primitive application: `output = primitive(*operands, **params)`."""
+
+    name: str
+    params: Mapping[str, Any]
+    operands: tuple[Operand, ...]
+    output: Node
+    source: str
+    bind: Callable[..., jax.Array] = dataclasses.field(repr=False)
+
+    @property
+    def bounded(self) -> tuple[Node, ...]:
+        """The operands that depend on the input, in order (a node used twice appears twice)."""
+        return tuple(operand for operand in self.operands if isinstance(operand, Node))
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """The positions of the bounded operands."""
+        return tuple(i for i, operand in enumerate(self.operands) if isinstance(operand, Node))
+
+    def evaluate(self, *values: jax.Array) -> jax.Array:
+        """Applies the primitive to one value for each bounded operand; the others are as traced."""
+        remaining = iter(values)
+        return self.bind(*[next(remaining) if isinstance(operand, Node) else operand for operand in self.operands])
+
+    def replace_constants(self, function: Callable[[jax.Array], jax.Array]) -> "Equation":
+        """The same equation with `function` applied to every operand that is not bounded."""
+        operands = tuple(operand if isinstance(operand, Node) else function(operand) for operand in self.operands)
+        return dataclasses.replace(self, operands=operands)
+
+    def unsupported(self, reason: str = "") -> UnsupportedPrimitive:
+        """The error for an equation that no rule covers, naming primitive and source line."""
+        detail = f" ({reason})" if reason else ""
+        return UnsupportedPrimitive(
+            f"No bound rule for primitive `{self.name}`{detail} at {self.source}. Expected only primitives listed by "
+            "cure_jax.rules.supported(); rewrite this line with those."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A function of one array as a list of equations in order of execution.
+
+    `output` is a `Node`, or an array when the function does not depend on its input.
+    """
+
+    input: Node
+    output: Operand
+    equations: tuple[Equation, ...]
+
+    def evaluate(self, x: jax.Array) -> jax.Array:
+        """The function itself, through the equations (with the precision the graph was traced with)."""
+        values = {self.input.index: x}
+        for equation in self.equations:
+            values[equation.output.index] = equation.evaluate(*(values[node.index] for node in equation.bounded))
+        return values[self.output.index] if isinstance(self.output, Node) else self.output
+
+
+def trace(
+    f: Callable[[jax.Array], jax.Array],
+    example: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+) -> Graph:
+    """Traces a function of one array into a `Graph`.
+
+    Args:
+      f: function of ONE example `[*x]` returning one array; it may close over traced values (parameters).
+      example: anything with the shape and dtype of the input; its values are not used.
+      precision: given to every matrix product and convolution of the graph.
+
+    Returns:
+      The graph, pruned to the equations its output needs.
+
+    Raises:
+      TypeError: if `f` does not return exactly one array.
+      UnsupportedPrimitive: if a primitive with several results, or a loop, depends on the input.
+    """
+    closed = jax.make_jaxpr(f)(jax.ShapeDtypeStruct(example.shape, example.dtype))
+    inner = getattr(closed, "jaxpr", closed)
+    if len(inner.outvars) != 1:
+        raise TypeError(
+            f"A function to be bounded must return one array; got {len(inner.outvars)} outputs. "
+            "Return the logits alone, without auxiliary values."
+        )
+    tracer = _Flattener(_canonical(precision))
+    source = Node(0, tuple(example.shape), jnp.dtype(example.dtype))
+    (output,) = tracer.run(closed, [source], outer_source=None)
+    return Graph(source, output, _needed(tracer.equations, output))
+
+
+def _canonical(precision: jax.lax.PrecisionLike) -> Any:
+    """Any way to write a precision, in the form that primitives have as parameter."""
+    if precision is None:
+        return None
+    pair = precision if isinstance(precision, tuple) else (precision, precision)
+    return tuple(jax.lax.Precision(item) for item in pair)
+
+
+class _Flattener:
+    """Runs a jaxpr, computing what is constant and recording what is not."""
+
+    def __init__(self, precision: Any):
+        self.precision = precision
+        self.equations: list[Equation] = []
+
+    def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
+        inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+        # A fresh environment for each call: variables are shared between cached sub-jaxprs.
+        environment: dict[Any, Operand] = dict(zip(inner.constvars, constants, strict=True))
+        environment.update(zip(inner.invars, arguments, strict=True))
+
+        def read(atom: Any) -> Operand:
+            if isinstance(atom, jex.Literal):
+                return jnp.asarray(atom.val, dtype=atom.aval.dtype)
+            return environment[atom]
+
+        for equation in inner.eqns:
+            operands = [read(atom) for atom in equation.invars]
+            source = outer_source or _source_line(equation)
+            outputs = self._apply(equation, operands, source)
+            environment.update(zip(equation.outvars, outputs, strict=True))
+        return [read(atom) for atom in inner.outvars]
+
+    def _apply(self, equation: Any, operands: list[Operand], source: str | None) -> Sequence[Operand]:
+        name = equation.primitive.name
+        if name in _CALLS:
+            return self.run(equation.params[_CALLS[name]], operands, source)
+        bind = self._binder(equation)
+        if not any(isinstance(operand, Node) for operand in operands):
+            result = bind(*operands)
+            return result if equation.primitive.multiple_results else [result]
+        return [self._record(equation, operands, bind, source or "an unknown line")]
+
+    def _record(self, equation: Any, operands: list[Operand], bind: Callable[..., Any], source: str) -> Node:
+        # Index 0 is the input.
+        aval = equation.outvars[0].aval
+        node = Node(len(self.equations) + 1, tuple(aval.shape), jnp.dtype(aval.dtype))
+        name = "conv_general_dilated" if equation.primitive.name in _CONVOLUTIONS else equation.primitive.name
+        recorded = Equation(name, equation.params, tuple(operands), node, source, bind)
+        if equation.primitive.multiple_results:
+            raise recorded.unsupported("it has several results")
+        self.equations.append(recorded)
+        return node
+
+    def _binder(self, equation: Any) -> Callable[..., Any]:
+        primitive, params = equation.primitive, dict(equation.params)
+        if primitive.name == "dot_general" or primitive.name in _CONVOLUTIONS:
+            params["precision"] = self.precision
+        if primitive.name in _CONVOLUTIONS:
+            return lambda lhs, rhs: numerics.convolution(lhs, rhs, **params)
+        return lambda *operands: primitive.bind(*operands, **params)
+
+
+def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:
+    """The equations that `output` depends on, in order."""
+    wanted = {output.index} if isinstance(output, Node) else set()
+    kept = []
+    for equation in reversed(equations):
+        if equation.output.index in wanted:
+            wanted.update(node.index for node in equation.bounded)
+            kept.append(equation)
+    return tuple(reversed(kept))
+
+
+def _source_line(equation: Any) -> str | None:
+    """`file:line (function)` of the innermost frame outside of JAX, Flax and the bound machinery."""
+    traceback = equation.source_info.traceback
+    for frame in traceback.frames if traceback is not None else ():
+        name = os.path.abspath(frame.file_name)
+        if not (name.startswith(_LIBRARIES) and "models" not in name) and os.sep + "flax" + os.sep not in name:
+            return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
+    return None

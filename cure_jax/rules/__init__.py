@@ -1,0 +1,28 @@
+"""What every primitive does to sets: one table, read by all algorithms of `cure_jax.bounds`.
+
+See `registry` for what a rule is and CONTRIBUTING.md for how to add one.
+"""
+
+from cure_jax.rules import affine, elementwise, pooling
+from cure_jax.rules.registry import (
+    Affine,
+    LinearMap,
+    Nonlinear,
+    Relaxation,
+    lookup,
+    register,
+    supported,
+)
+
+__all__ = [
+    "Affine",
+    "LinearMap",
+    "Nonlinear",
+    "Relaxation",
+    "affine",
+    "elementwise",
+    "lookup",
+    "pooling",
+    "register",
+    "supported",
+]

@@ -1,0 +1,72 @@
+"""Maxima over windows and axes.
+
+On a box, y = max_i x_i lies above every x_j, so above the x_j with the greatest lower bound; and it lies below the
+greatest upper bound, or IS x_j where the lower bound of x_j exceeds the upper bounds of all others.
+Source: Singh et al., "An Abstract Domain for Certifying Neural Networks" (DeepPoly), POPL 2019, Section 4.4.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cure_jax.graph import Equation
+from cure_jax.regions import Interval
+from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, register
+
+__all__: list[str] = []
+
+
+def _candidates(equation: Equation, x: jax.Array) -> jax.Array:
+    """The values among which each output takes its maximum: `[window, *output]`; padding counts as -inf."""
+    params = equation.params
+    if equation.name == "reduce_max":
+        axes = tuple(params["axes"])
+        return jnp.moveaxis(x, axes, range(len(axes))).reshape(-1, *equation.output.shape)
+    window, strides, dilation = (params[n] for n in ("window_dimensions", "window_strides", "window_dilation"))
+    spacing = [(low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)]
+    padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), spacing)
+    slices = []
+    for offset in itertools.product(*(range(size) for size in window)):
+        start = [o * d for o, d in zip(offset, dilation, strict=True)]
+        limit = [s + (n - 1) * t + 1 for s, n, t in zip(start, equation.output.shape, strides, strict=True)]
+        slices.append(lax.slice(padded, start, limit, strides))
+    return jnp.stack(slices)
+
+
+def _interval(equation: Equation, x: Interval) -> Interval:
+    return Interval(equation.evaluate(x.lower), equation.evaluate(x.upper))
+
+
+def _relax(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
+    del alpha
+    (x,) = intervals
+    lowers, uppers = _candidates(equation, x.lower), _candidates(equation, x.upper)
+    _, pull = jax.vjp(lambda value: _candidates(equation, value), x.lower)
+    chosen = jax.nn.one_hot(jnp.argmax(lowers, axis=0), lowers.shape[0], axis=0, dtype=lowers.dtype)
+    others = jnp.max(jnp.where(chosen > 0, -jnp.inf, uppers), axis=0)
+    decided = jnp.max(lowers, axis=0) >= others
+
+    def select(mask: jax.Array):
+        return lambda coefficients: pull(chosen * jnp.where(mask, coefficients, 0)[None])
+
+    always = jnp.ones_like(decided)
+    return Relaxation(
+        LinearMap(select(always), jnp.zeros(equation.output.shape, x.lower.dtype)),
+        LinearMap(select(decided), jnp.where(decided, 0, jnp.max(uppers, axis=0))),
+    )
+
+
+def _lipschitz(equation: Equation) -> float:
+    """The root of the number of windows that an element can be in."""
+    if equation.name == "reduce_max":
+        return 1.0
+    names = ("window_dimensions", "window_strides", "window_dilation")
+    windows = zip(*(equation.params[name] for name in names), strict=True)
+    return math.sqrt(math.prod(-(-((size - 1) * dilation + 1) // stride) for size, stride, dilation in windows))
+
+
+register(("reduce_max", "reduce_window_max"), Nonlinear(_interval, _relax, _lipschitz))

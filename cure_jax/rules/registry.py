@@ -1,0 +1,100 @@
+"""The table of rules: what each primitive does to sets.
+
+One table serves every algorithm. A rule is found by the name of the primitive AND by which of its operands are
+bounded; there is no default that lets an unknown primitive pass.
+
+* An **affine** rule needs no backward code: coefficients are pulled back through the primitive itself with
+  `jax.vjp`. It says how magnitudes propagate (`magnitude`), from which interval bounds and exact dual-norm bounds follow.
+* A **nonlinear** rule gives `interval(equation, *intervals)` and `relax(equation, intervals, alpha)`: for each
+  bounded operand a lower and an upper linear map with intercept, sound for every alpha in [0, 1].
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+
+from cure_jax.graph import Equation
+from cure_jax.regions import Interval
+
+__all__ = ["Affine", "LinearMap", "Nonlinear", "Relaxation", "lookup", "register", "supported"]
+
+
+class LinearMap(NamedTuple):
+    """An affine function of the bounded operands: sum over operands of `map_i(x_i)`, plus `intercept`.
+
+    Attributes:
+      pull: the transposed maps: coefficients on the output -> coefficients on each bounded operand.
+      intercept: `[*output]`.
+    """
+
+    pull: Callable[[jax.Array], tuple[jax.Array, ...]]
+    intercept: jax.Array
+
+
+class Relaxation(NamedTuple):
+    """Two affine functions that enclose a nonlinear one on a box: `lower(x) <= f(x) <= upper(x)`."""
+
+    lower: LinearMap
+    upper: LinearMap
+
+
+class Affine(NamedTuple):
+    """A primitive that is affine in its bounded operands together.
+
+    Attributes:
+      magnitude: `(equation, q, *radii) -> radius`: with W the matrix of the linear part and r the non-negative radii of the
+        operands, the vector of q-norms of the rows of W diag(r); `q = 1` gives interval arithmetic, the dual
+        exponent of p the exact image of an l_p ball.
+      diagonal: each output depends on at most one input coordinate, each coordinate goes to at most one output: balls stay balls.
+      offset: the primitive adds something constant (its value at zero is not zero).
+    """
+
+    magnitude: Callable[..., jax.Array]
+    diagonal: bool = False
+    offset: bool = False
+
+
+class Nonlinear(NamedTuple):
+    """A primitive that is not affine in its bounded operands.
+
+    Attributes:
+      interval: `(equation, *intervals) -> Interval`: encloses the image of the box.
+      relax: `(equation, intervals, alpha) -> Relaxation` on the box; `alpha` is None (the rule's own choice) or
+        `[*output]` with values in [0, 1].
+      lipschitz: `(equation) -> L`: |f(x) - f(y)|_2 <= L |x - y|_2, all bounded operands taken together.
+    """
+
+    interval: Callable[..., Interval]
+    relax: Callable[[Equation, Sequence[Interval], jax.Array | None], Relaxation]
+    lipschitz: Callable[[Equation], float]
+
+
+Rule = Affine | Nonlinear
+Condition = Callable[[Equation], bool]
+
+_TABLE: dict[str, list[tuple[Condition, Rule]]] = {}
+
+
+def register(names: str | Sequence[str], rule: Rule, *, when: Condition = lambda equation: True) -> None:
+    """Adds a rule for the named primitives, valid for equations that satisfy `when`."""
+    for name in (names,) if isinstance(names, str) else names:
+        _TABLE.setdefault(name, []).append((when, rule))
+
+
+def lookup(equation: Equation) -> Rule:
+    """The rule of an equation.
+
+    Raises:
+      UnsupportedPrimitive: naming primitive and source line, if there is none.
+    """
+    candidates = _TABLE.get(equation.name, [])
+    for condition, rule in candidates:
+        if condition(equation):
+            return rule
+    raise equation.unsupported("with these operands depending on the input" if candidates else "")
+
+
+def supported() -> tuple[str, ...]:
+    """The names of all primitives that have a rule, sorted."""
+    return tuple(sorted(_TABLE))
