@@ -1,0 +1,37 @@
+"""Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
+
+from cure_jax.attacks import apgd, pgd
+from cure_jax.bounds import crown, ibp
+from cure_jax.certify import (
+    Certificate,
+    UnionCertificate,
+    attack_dataset,
+    certify,
+    certify_dataset,
+    certify_union,
+    margins,
+)
+from cure_jax.graph import UnsupportedPrimitive
+from cure_jax.regions import Interval, LpBall, Region, l1_ball, l2_ball, linf_ball, lp_ball
+
+__all__ = [
+    "Certificate",
+    "Interval",
+    "LpBall",
+    "Region",
+    "UnionCertificate",
+    "UnsupportedPrimitive",
+    "apgd",
+    "attack_dataset",
+    "certify",
+    "certify_dataset",
+    "certify_union",
+    "crown",
+    "ibp",
+    "l1_ball",
+    "l2_ball",
+    "linf_ball",
+    "lp_ball",
+    "margins",
+    "pgd",
+]

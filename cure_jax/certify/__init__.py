@@ -1,0 +1,28 @@
+"""From bounds to verdicts: `margins` states what is to be proved, `certificate` proves it for one example, `dataset` for many."""
+
+from cure_jax.certify.certificate import (
+    CHEAP_TO_TIGHT,
+    METHODS,
+    Certificate,
+    UnionCertificate,
+    bound_method,
+    certify,
+    certify_union,
+)
+from cure_jax.certify.dataset import DatasetAttack, DatasetCertificate, attack_dataset, certify_dataset
+from cure_jax.certify.margins import margins
+
+__all__ = [
+    "CHEAP_TO_TIGHT",
+    "METHODS",
+    "Certificate",
+    "DatasetAttack",
+    "DatasetCertificate",
+    "UnionCertificate",
+    "attack_dataset",
+    "bound_method",
+    "certify",
+    "certify_dataset",
+    "certify_union",
+    "margins",
+]

@@ -1,0 +1,239 @@
+"""Verdicts on many examples: a host loop around jitted one-example functions."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
+
+from cure_jax import attacks
+from cure_jax.certify.certificate import CHEAP_TO_TIGHT, bound_method, certify
+from cure_jax.progress import progress
+from cure_jax.regions import Region
+from cure_jax.validation import validate
+
+__all__ = ["DatasetAttack", "DatasetCertificate", "attack_dataset", "certify_dataset"]
+
+MakeRegion = Callable[[jax.Array], Region]
+Model = Callable[[jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetCertificate:
+    """Per-example verdicts, in the order of the examples.
+
+    Attributes:
+      correct: `[examples]`, the prediction at the example itself is right.
+      verified: by norm, `[examples]`.
+      margin: by norm, `[examples]`, least proved lower bound of the margins.
+      method: what proved them.
+    """
+
+    correct: np.ndarray
+    verified: dict[str, np.ndarray]
+    margin: dict[str, np.ndarray]
+    method: str
+
+    @property
+    def union(self) -> np.ndarray:
+        """`[examples]`: verified in every norm at once."""
+        return np.all(np.stack(list(self.verified.values())), axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetAttack:
+    """Which examples no attack could break, in the order of the examples.
+
+    Attributes:
+      survived: by norm, `[examples]`: right at the example and at every point the attack found.
+    """
+
+    survived: dict[str, np.ndarray]
+
+    @property
+    def union(self) -> np.ndarray:
+        """`[examples]`: not broken in any norm."""
+        return np.all(np.stack(list(self.survived.values())), axis=0)
+
+
+def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
+    f: Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    regions: Mapping[str, MakeRegion],
+    *,
+    method: str = "crown",
+    batch_size: int = 100,
+    mesh: jax.sharding.Mesh | None = None,
+    show_progress: bool = False,
+) -> DatasetCertificate:
+    """Certifies many examples in several norms.
+
+    Args:
+      f: one example `[*x]` to logits `[classes]`. Wrapped as `jax.tree_util.Partial(apply, variables)` its arrays are
+        passed to the compiled function as arguments, instead of being compiled in.
+      images: `[examples, *x]`, pixels in [0, 1].
+      labels: `[examples]`, integers in [0, classes).
+      regions: by norm, a function from an example to its region: `{"l2": lambda x: l2_ball(x, 0.5, within=(0.0, 1.0))}`.
+      method: "ibp", "crown-ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
+      batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
+      mesh: a one-dimensional mesh over whose devices each batch is divided.
+      show_progress: whether to show a progress bar with the expected end.
+
+    Returns:
+      Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`.
+
+    Raises:
+      ValueError: if examples or labels are out of range or do not fit together, for an unknown method, or no region.
+
+    Soundness:
+      As `certify`, for each example.
+    """
+    bound_method(method)
+    images, labels = _checked(f, images, labels, regions)
+    run = _Runner(f, batch_size, mesh)
+    correct = run(_is_correct, images, labels)["correct"]
+    stages = (*CHEAP_TO_TIGHT[:-1], "best") if method == "best" else (method,)
+    verified, margin = {}, {}
+    with _progress(len(images) * len(regions) * len(stages), "certify", show_progress) as advance:
+        for norm, make_region in regions.items():
+            verified[norm] = np.zeros(len(images), bool)
+            margin[norm] = np.full(len(images), -np.inf)
+            undecided = np.arange(len(images))
+            for stage in stages:
+                if not len(undecided):
+                    break
+                one = functools.partial(_certified, make_region=make_region, method=stage)
+                result = run(one, images[undecided], labels[undecided], advance=advance)
+                verified[norm][undecided] = result["verified"]
+                margin[norm][undecided] = np.fmax(margin[norm][undecided], result["margin"])
+                undecided = undecided[~result["verified"] & correct[undecided]]
+    return DatasetCertificate(correct, verified, margin, method)
+
+
+def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
+    f: Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    regions: Mapping[str, MakeRegion],
+    *,
+    key: jax.Array,
+    steps: int = 40,
+    restarts: int = 3,
+    batch_size: int = 100,
+    show_progress: bool = False,
+) -> DatasetAttack:
+    """Attacks many examples in several norms: an upper bound on what can be certified.
+
+    Args:
+      f: as for `certify_dataset`.
+      images: `[examples, *x]`, pixels in [0, 1].
+      labels: `[examples]`.
+      regions: as for `certify_dataset`.
+      key: for random starts; each example and norm draws its own.
+      steps: of projected gradient descent, for each of two losses (cross-entropy and margin).
+      restarts: for each loss.
+      batch_size: examples at once.
+      show_progress: whether to show a progress bar.
+
+    Returns:
+      Which examples survived, in the order of the examples.
+
+    Raises:
+      ValueError: if examples or labels are out of range or do not fit together, or there is no region.
+    """
+    images, labels = _checked(f, images, labels, regions)
+    run = _Runner(f, batch_size, None)
+    survived = {}
+    with _progress(len(images) * len(regions), "attack", show_progress) as advance:
+        for index, (norm, make_region) in enumerate(regions.items()):
+            one = functools.partial(_attacked, make_region=make_region, steps=steps, restarts=restarts)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, index), np.arange(len(images)))
+            survived[norm] = run(one, images, labels, keys, advance=advance)["survived"]
+    return DatasetAttack(survived)
+
+
+@contextlib.contextmanager
+def _progress(total: int, description: str, show: bool) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda count: None
+        return
+    with progress(total, description) as bar:
+        yield bar.advance
+
+
+def _is_correct(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    return {"correct": _predicts(f, x, label)}
+
+
+def _predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
+    logits = f(x)
+    return (jnp.argmax(logits) == label) & jnp.all(jnp.isfinite(logits))
+
+
+def _certified(f: Model, x: jax.Array, label: jax.Array, *, make_region: MakeRegion, method: str) -> dict[str, jax.Array]:
+    certificate = certify(f, x, label, make_region(x), method)
+    return {"verified": certificate.verified, "margin": certificate.margin}
+
+
+def _attacked(  # noqa: PLR0913
+    f: Model, x: jax.Array, label: jax.Array, key: jax.Array, *, make_region: MakeRegion, steps: int, restarts: int
+) -> dict[str, jax.Array]:
+    standing = _predicts(f, x, label)
+    for index, loss in enumerate(("cross_entropy", "margin")):
+        attack_key = jax.random.fold_in(key, index)
+        found = attacks.pgd(f, x, label, make_region(x), key=attack_key, steps=steps, restarts=restarts, loss=loss)
+        standing &= _predicts(f, found, label)
+    return {"survived": standing}
+
+
+class _Runner:
+    """Applies one-example functions `(f, x, label, *more) -> dict` to many examples, in batches of one size."""
+
+    def __init__(self, f: Model, batch_size: int, mesh: jax.sharding.Mesh | None):
+        self.f = f if isinstance(f, Partial) else Partial(f)
+        self.batch_size = batch_size
+        self.mesh = mesh
+
+    def __call__(
+        self,
+        function: Callable[..., dict[str, jax.Array]],
+        *arrays: Any,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, np.ndarray]:
+        compiled = self._compile(function, len(arrays))
+        total = len(arrays[0])
+        results = []
+        for start in range(0, total, self.batch_size):
+            # The last batch repeats its last example, so that one shape is compiled.
+            rows = np.minimum(np.arange(start, start + self.batch_size), total - 1)
+            result = jax.device_get(compiled(self.f, *(array[rows] for array in arrays)))
+            count = min(self.batch_size, total - start)
+            results.append({name: value[:count] for name, value in result.items()})
+            advance(count)
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _compile(self, function: Callable[..., dict[str, jax.Array]], arrays: int) -> Callable[..., Any]:
+        batched = jax.vmap(function, in_axes=(None,) + (0,) * arrays)
+        if self.mesh is not None:
+            (axis,) = self.mesh.axis_names
+            specs = (PartitionSpec(),) + (PartitionSpec(axis),) * arrays
+            batched = jax.shard_map(
+                batched, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(axis), check_vma=False
+            )
+        return jax.jit(batched)
+
+
+def _checked(
+    f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion]
+) -> tuple[np.ndarray, np.ndarray]:
+    if not regions:
+        raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
+    logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], np.float32))
+    return validate(images, labels, logits.shape[0])

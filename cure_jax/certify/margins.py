@@ -1,0 +1,44 @@
+"""The specification of classification, as a function transformation."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+__all__ = ["margins"]
+
+
+def margins(
+    f: Callable[[jax.Array], jax.Array], label: Int[Array, ""] | int
+) -> Callable[[Float[Array, "*x"]], Float[Array, " others"]]:
+    """Composes a classifier with its margins: `x -> f(x)[label] - f(x)[j]` for `j != label`, ascending.
+
+    A classifier predicts `label` on a whole region if every margin is positive there, so a bound on margins is a
+    certificate: `crown(margins(f, label))(region).lower > 0`. The composition matters: bounds of the difference are
+    tighter than differences of bounds.
+
+    Args:
+      f: one example `[*x]` to logits `[classes]`.
+      label: the class, in [0, classes); it may be traced. One out of range selects no class and gives margins
+        `-f(x)[j]`, which mean nothing: `certify` refuses it.
+
+    Returns:
+      A function of one example, `[classes - 1]`.
+
+    Examples:
+      >>> import jax.numpy as jnp, cure_jax as cj
+      >>> cj.margins(lambda x: x, 1)(jnp.array([3.0, 5.0, 4.0]))
+      Array([2., 1.], dtype=float32)
+    """
+
+    def differences(x: jax.Array) -> jax.Array:
+        logits = f(x)
+        classes = logits.shape[0]
+        others = jnp.arange(classes - 1, dtype=jnp.int32)
+        others = others + (others >= label).astype(jnp.int32)
+        selection = jax.nn.one_hot(jnp.asarray(label), classes, dtype=logits.dtype)[None]
+        selection = selection - jax.nn.one_hot(others, classes, dtype=logits.dtype)
+        return jnp.dot(selection, logits, precision=jax.lax.Precision.HIGHEST)
+
+    return differences
