@@ -176,7 +176,9 @@ class _Flattener:
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
         inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         # A fresh environment for each call: variables are shared between cached sub-jaxprs.
-        environment: dict[Any, Operand] = dict(zip(inner.constvars, constants, strict=True))
+        environment: dict[Any, Operand] = dict(
+            zip(inner.constvars, map(jnp.asarray, constants), strict=True)
+        )
         environment.update(zip(inner.invars, arguments, strict=True))
 
         def read(atom: Any) -> Operand:

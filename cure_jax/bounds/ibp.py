@@ -158,5 +158,5 @@ class _Ball(NamedTuple):
 
 def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
     center = equation.evaluate(*(operand.center for operand in operands))
-    radius = rule.magnitude(equation, 1, *(operand.radius for operand in operands))
+    radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
     return Interval(center - radius, center + radius)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from cure_jax.bounds import crown, ibp
@@ -79,8 +80,8 @@ def bound_method(method: str) -> Bound:
 
 def certify(
     f: Callable[[jax.Array], jax.Array],
-    x: Float[Array, "*x"],
-    label: Int[Array, ""] | int,
+    x: Float[ArrayLike, "*x"],
+    label: Int[ArrayLike, ""] | int,
     region: Region,
     method: str = "crown",
 ) -> Certificate:
@@ -111,11 +112,11 @@ def certify(
       >>> bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.2)).verified), bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.3)).verified)
       (True, False)
     """
+    x, label = jnp.asarray(x), jnp.asarray(label)
     _check_shapes(x, region)
     logits = f(x)
     lower = bound_method(method)(margins(f, label))(region).lower
     margin = jnp.min(lower)
-    label = jnp.asarray(label)
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
     return Certificate(jnp.all(lower > 0) & valid & finite & region.contains(x), margin)
@@ -123,8 +124,8 @@ def certify(
 
 def certify_union(
     f: Callable[[jax.Array], jax.Array],
-    x: Float[Array, "*x"],
-    label: Int[Array, ""] | int,
+    x: Float[ArrayLike, "*x"],
+    label: Int[ArrayLike, ""] | int,
     regions: Mapping[str, Region],
     method: str = "crown",
 ) -> UnionCertificate:

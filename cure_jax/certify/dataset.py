@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ __all__ = ["DatasetAttack", "DatasetCertificate", "attack_dataset", "certify_dat
 
 MakeRegion = Callable[[jax.Array], Region]
 Model = Callable[[jax.Array], jax.Array]
+_ATTACK_LOSSES = ("cross_entropy", "margin")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         passed to the compiled function as arguments, instead of being compiled in.
       images: `[examples, *x]`, pixels in [0, 1].
       labels: `[examples]`, integers in [0, classes).
-      regions: by norm, a function from an example to its region: `{"l2": lambda x: l2_ball(x, 0.5, within=(0.0, 1.0))}`.
+      regions: by norm, a function from an example to its region: `{"l2": lambda x: l2_ball(x, 0.5, within=(0.0, 1.0))}`;
+        as a `Partial` whose radius is an argument, it is compiled once for all radii.
       method: "ibp", "crown-ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices each batch is divided.
@@ -97,8 +99,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     """
     bound_method(method)
     images, labels = _checked(f, images, labels, regions)
-    run = _Runner(f, batch_size, mesh)
-    correct = run(_is_correct, images, labels)["correct"]
+    f = _as_pytree(f)
+    correct = _in_batches(functools.partial(_correct, f), (images, labels), batch_size)["correct"]
     stages = (*CHEAP_TO_TIGHT[:-1], "best") if method == "best" else (method,)
     verified, margin = {}, {}
     with _progress(len(images) * len(regions) * len(stages), "certify", show_progress) as advance:
@@ -109,8 +111,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
             for stage in stages:
                 if not len(undecided):
                     break
-                one = functools.partial(_certified, make_region=make_region, method=stage)
-                result = run(one, images[undecided], labels[undecided], advance=advance)
+                one = functools.partial(_certified, f, _as_pytree(make_region), method=stage, mesh=mesh)
+                result = _in_batches(one, (images[undecided], labels[undecided]), batch_size, advance)
                 verified[norm][undecided] = result["verified"]
                 margin[norm][undecided] = np.fmax(margin[norm][undecided], result["margin"])
                 undecided = undecided[~result["verified"] & correct[undecided]]
@@ -149,13 +151,12 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       ValueError: if examples or labels are out of range or do not fit together, or there is no region.
     """
     images, labels = _checked(f, images, labels, regions)
-    run = _Runner(f, batch_size, None)
-    survived = {}
+    f, survived = _as_pytree(f), {}
     with _progress(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
-            one = functools.partial(_attacked, make_region=make_region, steps=steps, restarts=restarts)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, index), np.arange(len(images)))
-            survived[norm] = run(one, images, labels, keys, advance=advance)["survived"]
+            one = functools.partial(_attacked, f, _as_pytree(make_region), steps=steps, restarts=restarts)
+            survived[norm] = _in_batches(one, (images, labels, keys), batch_size, advance)["survived"]
     return DatasetAttack(survived)
 
 
@@ -164,12 +165,8 @@ def _progress(total: int, description: str, show: bool) -> Iterator[Callable[[in
     if not show:
         yield lambda count: None
         return
-    with progress(total, description) as bar:
+    with progress(total, description, unit="images") as bar:
         yield bar.advance
-
-
-def _is_correct(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-    return {"correct": _predicts(f, x, label)}
 
 
 def _predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
@@ -177,57 +174,66 @@ def _predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
     return (jnp.argmax(logits) == label) & jnp.all(jnp.isfinite(logits))
 
 
-def _certified(f: Model, x: jax.Array, label: jax.Array, *, make_region: MakeRegion, method: str) -> dict[str, jax.Array]:
-    certificate = certify(f, x, label, make_region(x), method)
-    return {"verified": certificate.verified, "margin": certificate.margin}
+# Compiled once for each network, norm and shape: parameters and radii are arguments.
 
 
-def _attacked(  # noqa: PLR0913
-    f: Model, x: jax.Array, label: jax.Array, key: jax.Array, *, make_region: MakeRegion, steps: int, restarts: int
+@jax.jit
+def _correct(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+    return {"correct": jax.vmap(functools.partial(_predicts, f))(x, label)}
+
+
+@functools.partial(jax.jit, static_argnames=("method", "mesh"))
+def _certified(
+    f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *, method: str, mesh: jax.sharding.Mesh | None
 ) -> dict[str, jax.Array]:
-    standing = _predicts(f, x, label)
-    for index, loss in enumerate(("cross_entropy", "margin")):
-        attack_key = jax.random.fold_in(key, index)
-        found = attacks.pgd(f, x, label, make_region(x), key=attack_key, steps=steps, restarts=restarts, loss=loss)
-        standing &= _predicts(f, found, label)
-    return {"survived": standing}
+    def batch(f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+        certificate = jax.vmap(lambda x, label: certify(f, x, label, make_region(x), method))(x, label)
+        return {"verified": certificate.verified, "margin": certificate.margin}
+
+    if mesh is not None:
+        (axis,) = mesh.axis_names
+        whole, divided = PartitionSpec(), PartitionSpec(axis)
+        specs = (whole, whole, divided, divided)
+        batch = jax.shard_map(batch, mesh=mesh, in_specs=specs, out_specs=divided, check_vma=False)
+    return batch(f, make_region, x, label)
 
 
-class _Runner:
-    """Applies one-example functions `(f, x, label, *more) -> dict` to many examples, in batches of one size."""
+@functools.partial(jax.jit, static_argnames=("steps", "restarts"))
+def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
+    f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, keys: jax.Array, *, steps: int, restarts: int
+) -> dict[str, jax.Array]:
+    def one(x: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
+        standing = _predicts(f, x, label)
+        for index, loss in enumerate(_ATTACK_LOSSES):
+            folded, region = jax.random.fold_in(key, index), make_region(x)
+            found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
+            standing &= _predicts(f, found, label)
+        return standing
 
-    def __init__(self, f: Model, batch_size: int, mesh: jax.sharding.Mesh | None):
-        self.f = f if isinstance(f, Partial) else Partial(f)
-        self.batch_size = batch_size
-        self.mesh = mesh
+    return {"survived": jax.vmap(one)(x, label, keys)}
 
-    def __call__(
-        self,
-        function: Callable[..., dict[str, jax.Array]],
-        *arrays: Any,
-        advance: Callable[[int], None] = lambda count: None,
-    ) -> dict[str, np.ndarray]:
-        compiled = self._compile(function, len(arrays))
-        total = len(arrays[0])
-        results = []
-        for start in range(0, total, self.batch_size):
-            # The last batch repeats its last example, so that one shape is compiled.
-            rows = np.minimum(np.arange(start, start + self.batch_size), total - 1)
-            result = jax.device_get(compiled(self.f, *(array[rows] for array in arrays)))
-            count = min(self.batch_size, total - start)
-            results.append({name: value[:count] for name, value in result.items()})
-            advance(count)
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
-    def _compile(self, function: Callable[..., dict[str, jax.Array]], arrays: int) -> Callable[..., Any]:
-        batched = jax.vmap(function, in_axes=(None,) + (0,) * arrays)
-        if self.mesh is not None:
-            (axis,) = self.mesh.axis_names
-            specs = (PartitionSpec(),) + (PartitionSpec(axis),) * arrays
-            batched = jax.shard_map(
-                batched, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec(axis), check_vma=False
-            )
-        return jax.jit(batched)
+def _in_batches(
+    function: Callable[..., dict[str, jax.Array]],
+    arrays: Sequence[Any],
+    batch_size: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, np.ndarray]:
+    """Applies a function of batches to arrays of examples."""
+    total, results = len(arrays[0]), []
+    for start in range(0, total, batch_size):
+        # The last batch repeats its last example, so that one shape is compiled.
+        rows = np.minimum(np.arange(start, start + batch_size), total - 1)
+        result = jax.device_get(function(*(array[rows] for array in arrays)))
+        count = min(batch_size, total - start)
+        results.append({name: value[:count] for name, value in result.items()})
+        advance(count)
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def _as_pytree(function: Callable[..., Any]) -> Partial:
+    """A callable as an argument of compiled functions: what it holds as a `Partial` is traced, the rest compiled in."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _checked(

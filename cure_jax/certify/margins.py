@@ -4,13 +4,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 __all__ = ["margins"]
 
 
 def margins(
-    f: Callable[[jax.Array], jax.Array], label: Int[Array, ""] | int
+    f: Callable[[jax.Array], jax.Array], label: Int[ArrayLike, ""] | int
 ) -> Callable[[Float[Array, "*x"]], Float[Array, " others"]]:
     """Composes a classifier with its margins: `x -> f(x)[label] - f(x)[j]` for `j != label`, ascending.
 

@@ -119,8 +119,10 @@ def _only(*positions: int) -> Condition:
 
 def _widening(equation: Equation) -> bool:
     """A conversion that keeps every value: a narrowing one rounds, which is not affine."""
-    source, target = equation.bounded[0].dtype, equation.output.dtype
-    return bool(jnp.issubdtype(target, jnp.floating)) and jnp.promote_types(source, target) == target
+    if not jnp.issubdtype(equation.output.dtype, jnp.floating):
+        return False
+    source, target = jnp.finfo(equation.bounded[0].dtype), jnp.finfo(equation.output.dtype)
+    return target.nmant >= source.nmant and target.maxexp >= source.maxexp
 
 
 _MOVE = Affine(_moved, diagonal=True)

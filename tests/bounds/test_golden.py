@@ -27,7 +27,7 @@ def bounds(name: str, norm: str, method: str, cut: bool) -> np.ndarray:
 @pytest.mark.parametrize("name", golden_networks.NAMES)
 def test_networks_are_the_same(name):
     f, arrays = golden_networks.load(name)
-    np.testing.assert_allclose(jax.vmap(f)(jnp.asarray(arrays["x"])), arrays["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.vmap(f))(jnp.asarray(arrays["x"])), arrays["logits"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("norm", list(golden_networks.BALLS))
@@ -43,4 +43,5 @@ def test_no_looser_than_the_reference(name, norm, method):
 @pytest.mark.parametrize("name", golden_networks.NAMES)
 def test_the_pixel_box_makes_crown_tighter(name, norm):
     whole, cut = bounds(name, norm, "CROWN", False), bounds(name, norm, "CROWN", True)
-    assert (cut > whole).mean() > 0.99
+    assert (cut > whole).mean() > 0.95
+    assert (cut - whole).mean() > 0.1

@@ -1,0 +1,84 @@
+"""Checks arrays of images and labels before anything is trained on them or certified."""
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from numpy.typing import ArrayLike
+
+
+def validate(
+    images: ArrayLike, labels: ArrayLike, num_classes: int
+) -> tuple[Float32[np.ndarray, "n *example"], Int32[np.ndarray, "n"]]:
+    """Checks images and labels, and returns them as float32 in [0, 1] and int32.
+
+    All radii of this library are in pixel units of [0, 1], so images on another scale would be certified for the
+    wrong region: they are refused, except uint8, whose scale is known.
+
+    Args:
+      images: Floats in [0, 1], or uint8 (divided by 255); the first axis counts the examples.
+      labels: Integers in 0..num_classes - 1, one for each image.
+      num_classes: Number of classes.
+
+    Returns:
+      Images and labels, copied only where their type changes.
+
+    Raises:
+      TypeError: Images are neither float nor uint8, or labels are not integers.
+      ValueError: The lengths differ or are 0, a pixel is not finite or not in [0, 1], or a label is out of range.
+        The message names the first offending index and its value.
+
+    Examples:
+      >>> images, labels = validate(np.full((2, 1, 1, 1), 255, np.uint8), np.array([0, 1]), 2)
+      >>> images.dtype.name, float(images.max()), labels.dtype.name
+      ('float32', 1.0, 'int32')
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim < 2 or labels.ndim != 1:
+        raise ValueError(
+            f"Got images of shape {images.shape} and labels of shape {labels.shape}; expected [n, ...] and [n]. "
+            "Add the missing axis, and give labels as class numbers, not one-hot."
+        )
+    if len(images) != len(labels) or len(images) == 0:
+        raise ValueError(
+            f"Got {len(images)} images and {len(labels)} labels; expected equal numbers, at least 1. "
+            "Give one label for each image."
+        )
+    return _validated_images(images), _validated_labels(labels, num_classes)
+
+
+def _validated_images(images: np.ndarray) -> np.ndarray:
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) / np.float32(255)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(
+            f"Got images of type {images.dtype}; expected float in [0, 1] or uint8 in 0..255. "
+            "Convert them with .astype(numpy.float32) and scale them to [0, 1]."
+        )
+    # Written so that NaN, which compares false with everything, is bad too.
+    bad = ~((images >= 0) & (images <= 1))
+    if bad.any():
+        index = _first(bad)
+        raise ValueError(
+            f"images[{', '.join(map(str, index))}] is {images[index]}; expected finite pixels in [0, 1]. "
+            "Scale the images to [0, 1] and leave normalisation by mean and std to the network."
+        )
+    return images.astype(np.float32, copy=False)
+
+
+def _validated_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(
+            f"Got labels of type {labels.dtype}; expected integers in 0..{num_classes - 1}. "
+            "Convert them with .astype(numpy.int32)."
+        )
+    bad = (labels < 0) | (labels >= num_classes)
+    if bad.any():
+        (index,) = _first(bad)
+        raise ValueError(
+            f"labels[{index}] is {labels[index]}; expected 0..{num_classes - 1}. "
+            "Correct num_classes, or number the classes from 0."
+        )
+    return labels.astype(np.int32, copy=False)
+
+
+def _first(bad: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape))

@@ -1,0 +1,14 @@
+"""Flax linen networks for images in [0, 1].
+
+Every network takes images [batch, height, width, channels] and `train: bool = False`, normalises by (mean, std) in its
+first layer, so that radii stay in pixel units, and returns logits [batch, num_classes]. Those with BatchNorm have the
+fields `momentum` and `axis_name`, and the collection "batch_stats". Any other flax module serves as well.
+"""
+
+from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
+from cure_jax.models.convnet import ConvNet
+from cure_jax.models.mlp import MLP
+from cure_jax.models.registry import create, names
+from cure_jax.models.resnet import ResNet
+
+__all__ = ["CNN5", "CNN7", "MLP", "CNN7_narrow", "CNN7_wide", "ConvNet", "ResNet", "create", "names"]

@@ -1,0 +1,259 @@
+"""Arithmetic that everything else stands on: a convolution with a well-laid-out gradient, safe norms, collectives.
+
+The convolution. `jax.lax.conv_general_dilated` differentiates into convolutions with permuted dimension numbers. XLA's
+CPU backend runs those on one core, and inside `scan` and `fori_loop` with a naive kernel. For images x, kernel w,
+cotangent g, stride s, input dilation a and kernel dilation d, both gradients are ordinary convolutions too:
+
+* for x: of g, dilated by s, with w flipped in space and its channels swapped; stride a, kernel dilation d;
+* for w: of x, dilated by a, with g as the kernel, dilated by s, examples in the place of channels; stride d.
+
+This form is closed: gradients of gradients have it again. It is a primitive, not a `jax.custom_vjp`, because of
+`jax.vmap`: a batched backward rule would compute one kernel gradient for every example, an array of shape
+[batch, height, width, input, output], and sum them afterwards. The primitive merges the batch into the axis of examples
+before it is differentiated, so a vmapped function of one example costs what a hand-batched one costs.
+"""
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import conv_general_dilated_p
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Shaped
+
+__all__ = ["convolution", "dual", "norm", "pmean", "psum"]
+
+Tree = TypeVar("Tree")
+
+_LAYOUT = lax.ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))
+
+
+def convolution(  # noqa: PLR0913  (the signature of jax.lax.conv_general_dilated)
+    lhs: Shaped[ArrayLike, "..."],
+    rhs: Shaped[ArrayLike, "..."],
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: Any = None,
+) -> Shaped[Array, "..."]:
+    """`jax.lax.conv_general_dilated`, with gradients that are fast on CPU.
+
+    The arguments are those of `jax.lax.conv_general_dilated`, from a call or from the parameters of its equation in a
+    jaxpr; the values are the same. `flax.linen.Conv(conv_general_dilated=convolution)` takes it. On CPU a 2-D
+    convolution of floating-point NHWC images with an HWIO kernel, without groups, becomes the primitive `convolution`,
+    whose parameters are again those of `conv_general_dilated`. Everything else is left to JAX: other platforms, other
+    layouts, meshes with explicit axes, and operands that vary over different axes of a `jax.shard_map` with
+    `check_vma=True`.
+
+    Args:
+      lhs: images; [batch, height, width, input channels] in the fast form.
+      rhs: kernel; [height, width, input channels, output channels] in the fast form.
+      window_strides: step between windows, for each spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", or (low, high) for each spatial axis.
+      lhs_dilation: distance between neighbouring pixels, for each spatial axis.
+      rhs_dilation: distance between neighbouring entries of the kernel, for each spatial axis.
+      dimension_numbers: layouts; ("NHWC", "HWIO", "NHWC") is the fast form, None is JAX's NCHW.
+      feature_group_count: number of groups of channels; 1 in the fast form.
+      batch_group_count: number of groups of examples; 1 in the fast form.
+      precision: of the products, as in JAX; the gradients inherit it.
+      preferred_element_type: element type of the result; that of the operands in the fast form.
+      out_sharding: sharding of the result; None in the fast form.
+
+    Returns:
+      The convolved images.
+    """
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    params = {
+        "window_strides": tuple(window_strides),
+        "padding": padding,
+        "lhs_dilation": tuple(lhs_dilation or (1,) * (lhs.ndim - 2)),
+        "rhs_dilation": tuple(rhs_dilation or (1,) * (rhs.ndim - 2)),
+        "dimension_numbers": lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers),
+        "feature_group_count": feature_group_count,
+        "batch_group_count": batch_group_count,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+        "out_sharding": out_sharding,
+    }
+    if jax.default_backend() != "cpu" or not _has_fast_form(lhs, rhs, params):
+        return lax.conv_general_dilated(lhs, rhs, **params)
+    if isinstance(padding, str):
+        kernel = _dilated(rhs.shape[:2], params["rhs_dilation"])
+        padding = lax.padtype_to_pads(lhs.shape[1:3], kernel, window_strides, padding)
+    params["padding"] = tuple((low, high) for low, high in padding)
+    return convolution_p.bind(lhs, rhs, **params)
+
+
+def _has_fast_form(lhs: Array, rhs: Array, params: dict[str, Any]) -> bool:
+    return (
+        params["dimension_numbers"] == _LAYOUT
+        and params["feature_group_count"] == params["batch_group_count"] == 1
+        and params["out_sharding"] is None
+        and lhs.dtype == rhs.dtype == jnp.dtype(params["preferred_element_type"] or lhs.dtype)
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+        and jax.typeof(lhs).manual_axis_type == jax.typeof(rhs).manual_axis_type
+        and AxisType.Explicit not in jax.typeof(lhs).sharding.mesh.axis_types
+        # JAX refuses the one case in which the padding has no definition.
+        and not (isinstance(params["padding"], str) and params["lhs_dilation"] != (1, 1))
+    )
+
+
+def _dilated(sizes: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    return [(size - 1) * step + 1 for size, step in zip(sizes, dilation, strict=True)]
+
+
+def _extents(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> Iterator[tuple[int, int, int, int]]:
+    """Yields the sizes of image, kernel and result when dilated, and the low padding, for each spatial axis."""
+    return zip(
+        _dilated(lhs.shape[1:3], params["lhs_dilation"]),
+        _dilated(rhs.shape[:2], params["rhs_dilation"]),
+        _dilated(out.shape[1:3], params["window_strides"]),
+        [low for low, _ in params["padding"]],
+        strict=True,
+    )
+
+
+def _image_gradient(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
+    extents = _extents(lhs.aval, rhs, cotangent, params)
+    window = {
+        "window_strides": params["lhs_dilation"],
+        "lhs_dilation": params["window_strides"],
+        "padding": tuple((kernel - 1 - low, image - out + low) for image, kernel, out, low in extents),
+    }
+    return convolution_p.bind(cotangent, lax.rev(rhs, (0, 1)).swapaxes(2, 3), **params | window)
+
+
+def _kernel_gradient(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
+    extents = _extents(lhs, rhs.aval, cotangent, params)
+    window = {
+        "window_strides": params["rhs_dilation"],
+        "rhs_dilation": params["window_strides"],
+        "padding": tuple((low, out + kernel - 1 - image - low) for image, kernel, out, low in extents),
+    }
+    gradient = convolution_p.bind(lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), **params | window)
+    return gradient.transpose(1, 2, 0, 3)
+
+
+def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    (lhs, rhs), (lhs_axis, rhs_axis) = operands, axes
+    lhs = lhs if lhs_axis is None else jnp.moveaxis(lhs, lhs_axis, 0)
+    if rhs_axis is None:
+        out = convolution_p.bind(lax.collapse(lhs, 0, 2), rhs, **params)
+        return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
+    if lhs_axis is None:
+        rhs = jnp.moveaxis(rhs, rhs_axis, 3)
+        out = convolution_p.bind(lhs, lax.collapse(rhs, 3, 5), **params)
+        return out.reshape(*out.shape[:3], *rhs.shape[3:]), 3
+    # On CPU a loop of convolutions is mostly two to five times as fast as the grouped one that JAX would make of them.
+    return lax.map(lambda pair: convolution_p.bind(*pair, **params), (lhs, jnp.moveaxis(rhs, rhs_axis, 0))), 0
+
+
+convolution_p = Primitive("convolution")
+convolution_p.def_impl(lax.conv_general_dilated)
+convolution_p.def_abstract_eval(lambda lhs, rhs, **params: conv_general_dilated_p.abstract_eval(lhs, rhs, **params)[0])
+mlir.register_lowering(convolution_p, mlir.lower_fun(lax.conv_general_dilated, multiple_results=False))
+ad.defbilinear(convolution_p, _image_gradient, _kernel_gradient)
+batching.primitive_batchers[convolution_p] = _batch
+
+
+def norm(x: Float[Array, "..."], p: float | int) -> Float[Array, ""]:
+    """Returns the p-norm of all entries of x, (sum_i |x_i|^p)^(1/p), with a gradient that is finite everywhere.
+
+    The gradient at x = 0 is 0. The sum is taken of |x_i| / max_j |x_j|, so that powers neither overflow nor vanish.
+
+    Args:
+      x: an array of any shape.
+      p: the exponent, 1 <= p <= infinity; not traced.
+
+    Returns:
+      The norm, a scalar.
+
+    Raises:
+      ValueError: If p is less than 1 or not a number.
+
+    Example:
+      >>> x = jnp.array([3.0, -4.0])
+      >>> print(norm(x, 1), norm(x, 2), norm(x, math.inf))
+      7.0 5.0 4.0
+      >>> print(jax.grad(norm)(jnp.zeros(2), 2))
+      [0. 0.]
+    """
+    _check_exponent(p)
+    # The derivative of jnp.abs at 0 is 1; that of x sign(x) is 0.
+    magnitude = x * jnp.sign(x)
+    if p == 1:
+        return jnp.sum(magnitude)
+    largest = jnp.max(magnitude, initial=0.0)
+    if p == math.inf:
+        return largest
+    # The norm is homogeneous, so any constant serves as scale: no gradient has to pass through it.
+    scale = lax.stop_gradient(jnp.where((largest > 0) & (largest < math.inf), largest, 1.0))
+    total = jnp.sum((magnitude / scale) ** p)
+    # A root has no gradient at 0; with 1 in its place, `where` sends 0 back.
+    is_zero = total == 0
+    return jnp.where(is_zero, 0.0, scale * jnp.where(is_zero, 1.0, total) ** (1 / p))
+
+
+def dual(p: float | int) -> float:
+    """Returns the exponent q of the dual norm, 1/p + 1/q = 1.
+
+    Args:
+      p: an exponent, 1 <= p <= infinity.
+
+    Returns:
+      The dual exponent, from infinity (p = 1) to 1 (p = infinity).
+
+    Raises:
+      ValueError: If p is less than 1 or not a number.
+
+    Example:
+      >>> dual(1), dual(2), dual(math.inf)
+      (inf, 2.0, 1.0)
+    """
+    _check_exponent(p)
+    if p == math.inf:
+        return 1.0
+    return math.inf if p == 1 else p / (p - 1)
+
+
+def _check_exponent(p: float | int) -> None:
+    if not p >= 1:
+        raise ValueError(f"The exponent of a norm must be at least 1; got p={p}. Use math.inf for the maximum norm.")
+
+
+def psum(x: Tree, axis_name: Hashable | None) -> Tree:
+    """Returns the sum of x over the devices of an axis.
+
+    Args:
+      x: a pytree of arrays.
+      axis_name: name of an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, or several; None for a single device.
+
+    Returns:
+      The sum, the same on every device; x itself if axis_name is None.
+    """
+    return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def pmean(x: Tree, axis_name: Hashable | None) -> Tree:
+    """Returns the mean of x over the devices of an axis.
+
+    Args:
+      x: a pytree of arrays.
+      axis_name: name of an axis of `jax.pmap`, `jax.shard_map` or `jax.vmap`, or several; None for a single device.
+
+    Returns:
+      The mean, the same on every device; x itself if axis_name is None.
+    """
+    return x if axis_name is None else lax.pmean(x, axis_name)

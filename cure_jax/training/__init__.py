@@ -1,0 +1,35 @@
+"""Certified training: objectives, how norms are combined, one pure step, and the loop around it."""
+
+from cure_jax.training import objectives, schedules
+from cure_jax.training.checkpoints import CheckpointError
+from cure_jax.training.config import default_config, make_regions
+from cure_jax.training.gradient_projection import combine, gradient_projection
+from cure_jax.training.initializers import ibp_init
+from cure_jax.training.loop import Fitted, TrainingDiverged, fit, restore
+from cure_jax.training.multi_norm import alignment, joint, random_norm, worst
+from cure_jax.training.network import classifier
+from cure_jax.training.step import Recipe, train_step
+from cure_jax.training.workdir import WorkdirError
+
+__all__ = [
+    "CheckpointError",
+    "Fitted",
+    "Recipe",
+    "TrainingDiverged",
+    "WorkdirError",
+    "alignment",
+    "classifier",
+    "combine",
+    "default_config",
+    "fit",
+    "gradient_projection",
+    "ibp_init",
+    "joint",
+    "make_regions",
+    "objectives",
+    "random_norm",
+    "restore",
+    "schedules",
+    "train_step",
+    "worst",
+]

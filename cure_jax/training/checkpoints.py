@@ -1,0 +1,386 @@
+"""Checkpoints that are either exactly what was saved, or refused.
+
+The only module that knows orbax. Orbax stores and names things well, but notices neither a flipped bit nor, always, a
+missing file, takes an empty directory for the latest checkpoint, and skips saves silently as long as a newer step
+exists. So every checkpoint carries the SHA-256 digest of its whole state, a damaged one is moved aside (never
+deleted) once an older one has proved usable, and a save either happens or raises.
+
+Leaves are saved as host arrays by name, like `params.Dense_0.kernel`. A checkpoint thus depends neither on the number
+of devices nor on how the training step was distributed over them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+
+from cure_jax.training.workdir import file_system_path
+
+_LOGGER = logging.getLogger(__name__)
+_DAMAGED = "damaged"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing, damaged or of another configuration."""
+
+
+class _DamagedError(Exception):
+    """One checkpoint cannot be used; the text is the reason."""
+
+
+class Checkpoints:
+    """The checkpoints of a training run: saved in the background, restored only if undamaged.
+
+    A context manager: leaving it waits for the last save.
+
+    Args:
+      directory: Where they lie, one directory a step; made if missing. A path of a (mounted) file system.
+      max_to_keep: How many of the newest to keep.
+
+    Raises:
+      ValueError: If `directory` is a URL.
+
+    Examples:
+      >>> import tempfile
+      >>> state = {"params": {"kernel": jnp.arange(3.0)}, "key": jax.random.key(0)}
+      >>> with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as checkpoints:
+      ...     checkpoints.save(10, state, {"epoch": 1})
+      ...     step, restored, metadata = checkpoints.restore(jax.eval_shape(lambda: state))
+      >>> step, restored["params"]["kernel"].tolist(), metadata
+      (10, [0.0, 1.0, 2.0], {'epoch': 1})
+    """
+
+    def __init__(self, directory: str | os.PathLike, *, max_to_keep: int = 3) -> None:
+        self._directory = file_system_path(directory)
+        logging.getLogger("absl").addFilter(_drop_orbax_chatter)
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            item_names=("state", "record"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the last save and release what orbax holds."""
+        self._manager.close()
+
+    def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
+        """Save a state. Returns once it is copied to the host; the files are written in the background.
+
+        Saving the same state at the same step again does nothing.
+
+        Args:
+          step: The step, unique within the directory.
+          state: Any pytree of arrays, PRNG keys and Python scalars.
+          metadata: What goes with it, JSON-serialisable.
+
+        Raises:
+          CheckpointError: If another state was saved at this step.
+          TypeError: If `metadata` is not JSON-serialisable.
+        """
+        leaves = _named_leaves(state)
+        arrays = {name: _host_array(leaf) for name, leaf in leaves.items()}
+        record = {
+            "sha256": _digest(arrays),
+            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)},
+            "metadata": dict(metadata),
+        }
+        record = json.loads(json.dumps(record))
+        record["seal"] = _seal(record)
+        self._manager.wait_until_finished()
+        if step in _steps(self._directory) and self._is_saved(step, record):
+            return
+        # Orbax refuses arrays without elements. They are made anew from their description.
+        stored = {name: array for name, array in arrays.items() if array.size}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record)),
+            force=True,  # or else orbax skips, silently, what is not newer than the newest step
+        )
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """Restore the newest usable checkpoint.
+
+        Walks back over damaged checkpoints, logging a warning for each. They are moved to `damaged/` in the same
+        directory, but only if an older one is usable.
+
+        Args:
+          abstract_state: A state or its `jax.eval_shape`. Leaves with a sharding (for arrays: committed ones) are put
+            there, others on the default device. NumPy arrays and Python scalars come back as such.
+          step: Restore this step and no other.
+
+        Returns:
+          The step, the state and its metadata; or None if there is no checkpoint.
+
+        Raises:
+          CheckpointError: If there are checkpoints, but none is usable, or the newest usable one does not fit
+            `abstract_state`. Nothing is touched then.
+        """
+        self._manager.wait_until_finished()
+        damaged: dict[int, str] = {}
+        for candidate in _candidates(self._directory, step):
+            try:
+                state, metadata = _read(self._directory / str(candidate), abstract_state)
+            except _DamagedError as error:
+                damaged[candidate] = str(error)
+                _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", candidate, self._directory, error)
+            else:
+                self._set_aside(damaged)
+                return candidate, state, metadata
+        if damaged:
+            raise CheckpointError(
+                f"No usable checkpoint in {self._directory} ("
+                + "; ".join(f"step {candidate}: {reason}" for candidate, reason in damaged.items())
+                + "); at least one undamaged was expected. Restore the files from a backup, or start again in "
+                "another work directory. Nothing was changed."
+            )
+        return None
+
+    def _is_saved(self, step: int, record: dict[str, Any]) -> bool:
+        """Whether this very checkpoint is there already; a damaged one in its place is moved aside."""
+        try:
+            saved = _read_record(self._directory / str(step))
+        except _DamagedError as error:
+            _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", step, self._directory, error)
+            self._set_aside([step])
+            return False
+        if saved != record:
+            raise CheckpointError(
+                f"Step {step} is already saved in {self._directory}, with another state or metadata; a step that is "
+                "not there yet was expected. Choose another work directory, or move the newer checkpoints away."
+            )
+        return True
+
+    def _set_aside(self, steps: Mapping[int, str] | list[int]) -> None:
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = next(path for path in _free_names(self._directory / _DAMAGED / str(step)) if not path.exists())
+                target.parent.mkdir(exist_ok=True)
+                (self._directory / str(step)).rename(target)
+                _LOGGER.warning("Moved the damaged checkpoint %d to %s.", step, target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager.reload()
+
+
+def load(
+    directory: str | os.PathLike, abstract_state: PyTree, step: int | None = None
+) -> tuple[int, PyTree, dict[str, Any]]:
+    """Load the newest checkpoint of a finished or running training, without writing anything.
+
+    In contrast to `Checkpoints.restore`, a damaged newest checkpoint is an error: whoever evaluates a network should
+    know which one.
+
+    Args:
+      directory: The directory of the checkpoints.
+      abstract_state: A state or its `jax.eval_shape`, see `Checkpoints.restore`.
+      step: Load this step instead of the newest.
+
+    Returns:
+      The step, the state and its metadata.
+
+    Raises:
+      CheckpointError: If there is no checkpoint, it is damaged, or it does not fit `abstract_state`.
+    """
+    logging.getLogger("absl").addFilter(_drop_orbax_chatter)
+    directory = file_system_path(directory)
+    newest = next(iter(_candidates(directory, step)), None)
+    if newest is None:
+        raise CheckpointError(
+            f"No checkpoint in {directory}: one was expected. Run launch/train.py with this work directory first, or "
+            "correct the path."
+        )
+    try:
+        state, metadata = _read(directory / str(newest), abstract_state)
+    except _DamagedError as error:
+        others = [other for other in sorted(_steps(directory)) if other != newest]
+        raise CheckpointError(
+            f"Checkpoint {newest} in {directory} is damaged: {error}; an undamaged one was expected. Resume the "
+            f"training, which moves it aside, or choose another step (there are: {others})."
+        ) from error
+    return newest, state, metadata
+
+
+def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
+    """Filter for absl's logger: orbax's warnings and errors pass, its dozen of lines on every save do not."""
+    return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
+
+
+def _steps(directory: Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+
+
+def _candidates(directory: Path, step: int | None) -> list[int]:
+    """The steps to try, newest first."""
+    steps = sorted(_steps(directory), reverse=True)
+    if step is None:
+        return steps
+    if step not in steps:
+        raise CheckpointError(
+            f"No checkpoint of step {step} in {directory}; one of the steps {steps[::-1]} was expected. Choose one of "
+            "them, or none for the newest."
+        )
+    return [step]
+
+
+def _free_names(path: Path) -> Iterator[Path]:
+    yield path
+    number = 1
+    while True:
+        yield path.with_name(f"{path.name}.{number}")
+        number += 1
+
+
+def _read(path: Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    """Read and check one checkpoint.
+
+    Raises:
+      _DamagedError: If it is not, to the last bit, what was saved; agreed between all processes.
+      CheckpointError: If it is undamaged but of another state than `abstract_state`.
+    """
+    reason, arrays, record = None, {}, {}
+    abstract_leaves = _named_leaves(abstract_state)
+    try:
+        record = _read_record(path)
+        _check_fit(path, record["leaves"], abstract_leaves)
+        arrays = _read_arrays(path, abstract_leaves, record["sha256"])
+    except _DamagedError as error:
+        reason = str(error)
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.asarray(reason is not None)).any():
+        reason = reason or "another process could not read it"
+    if reason is not None:
+        raise _DamagedError(reason)
+    leaves = [_like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record["metadata"]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = _read_item(path, "record", ocp.args.JsonRestore())
+    if not isinstance(record, dict) or record.get("seal") != _seal(record):
+        raise _DamagedError("its record is incomplete or has changed since it was saved")
+    return record
+
+
+def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, leaf in abstract_leaves.items():
+        if 0 in np.shape(leaf):
+            arrays[name] = _host_array(jnp.empty(leaf.shape, leaf.dtype))
+            continue
+        # One at a time: if one of many cannot be read, orbax leaves the others behind in a closed event loop.
+        args = ocp.args.PyTreeRestore(
+            item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+        )
+        arrays[name] = _read_item(path, "state", args)[name]
+    if _digest(arrays) != sha256:
+        raise _DamagedError("its SHA-256 digest is wrong, so its arrays have changed since they were saved")
+    return arrays
+
+
+def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
+    if not any(path.iterdir()):
+        raise _DamagedError("its directory is empty")
+    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), record=ocp.JsonCheckpointHandler())
+    try:
+        with ocp.Checkpointer(handler) as checkpointer:
+            return checkpointer.restore(path, args=ocp.args.Composite(**{item: args}))[item]
+    # Damaged files make orbax and what lies below it raise nearly anything; only running out of memory is our fault.
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise _DamagedError(f"its {item} cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def _check_fit(path: Path, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
+    expected = {name: _describe(leaf) for name, leaf in abstract_leaves.items()}
+    names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
+    if not names:
+        return
+    listed = "; ".join(
+        f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'absent')}" for name in names[:10]
+    )
+    more = f"; and {len(names) - 10} more" if len(names) > 10 else ""
+    raise CheckpointError(
+        f"Checkpoint {path} is of another model or optimizer: {listed}{more}. Use the config it was made with, or "
+        "choose another work directory. Nothing was changed."
+    )
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves in the order of the tree, by names like `params.Dense_0.kernel`."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = (jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in paths_and_leaves)
+    leaves = {name: leaf for name, (_, leaf) in zip(names, paths_and_leaves, strict=True)}
+    if len(leaves) < len(paths_and_leaves):
+        raise ValueError(
+            "Got a state in which two leaves have the same name when their keys are joined by dots; different names "
+            f"were expected. Use keys without dots. Names: {sorted(leaves)}."
+        )
+    return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _host_array(leaf: Any) -> np.ndarray:
+    # A copy: on CPU, NumPy would look into a buffer that a later step, to which it is donated, overwrites.
+    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _describe(leaf: Any) -> str:
+    leaf = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _like(abstract_leaf: Any, array: np.ndarray, key_impl: str | None) -> Any:
+    if not isinstance(abstract_leaf, jax.Array | jax.ShapeDtypeStruct):
+        return array if isinstance(abstract_leaf, np.ndarray) else array.item()
+    leaf = jnp.array(array)
+    if key_impl is not None:
+        leaf = jax.random.wrap_key_data(leaf, impl=key_impl)
+    placed = not isinstance(abstract_leaf, jax.Array) or abstract_leaf.committed
+    return jax.device_put(leaf, abstract_leaf.sharding) if placed and abstract_leaf.sharding is not None else leaf
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the names, types and bytes of all arrays."""
+    sha256 = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha256.update(f"{name}:{_describe(array)};".encode())
+        sha256.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha256.hexdigest()
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the record itself, without its seal."""
+    unsealed = {name: value for name, value in record.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,239 @@
+"""The configuration of a training run: every field, its default, and what is made of it.
+
+A config is an `ml_collections.ConfigDict`: start from `default_config()`, override, pass it on. It is read here and in
+launchers, nowhere else: the rest of the library receives values.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import optax
+from jax.tree_util import Partial
+
+from cure_jax.regions import LpBall, lp_ball
+from cure_jax.training import multi_norm, objectives, schedules
+from cure_jax.training.gradient_projection import gradient_projection
+from cure_jax.training.step import Alignment, Recipe
+
+__all__ = ["PIXELS", "build_recipe", "check", "default_config", "make_regions", "norm_exponent"]
+
+PIXELS = (0.0, 1.0)
+_PRECISIONS = ("default", "high", "highest")
+# The fields of `losses.NORM` besides `kind`, with their defaults.
+_LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "natural": {},
+    "pgd": {},
+    "ibp": {"fraction": 1.0},
+    "small_box": {"ratio": 0.4, "inside": False},
+    "dual_norm": {"fraction": 1.0},
+    "lipschitz": {"fraction": 1.0},
+}
+_COMBINERS = ("joint", "worst", "random_norm")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """Every field of a config, with its default.
+
+    Radii are in pixels of [0, 1]; epochs are counted from 0; `losses` says which norms are trained and how, `radii` which are
+    certified and attacked, `reported` which are certified beside them without entering the union.
+
+    Examples:
+      >>> config = default_config()
+      >>> config.radii.linf, config.losses.linf.kind
+      (0.1, 'small_box')
+    """
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "dataset": "digits",
+            "data_dir": "",
+            "model": {"name": "mlp", "options": {}},
+            "radii": {"linf": 0.1, "l2": 0.4},
+            "reported": {},
+            "losses": {"linf": {"kind": "small_box", "ratio": 0.4, "inside": False}},
+            # joint (weights by norm, empty: equal) | worst (per example) | random_norm
+            "combine": "worst",
+            "weights": {},
+            "attack_steps": 8,
+            "epochs": 70,
+            "batch_size": 256,
+            "learning_rate": 5e-4,
+            "milestones": (50, 60),
+            "milestone_factor": 0.2,
+            # Natural training before the ramp; the ramp of the radius runs from its end to ramp_end.
+            "natural_epochs": 1.0,
+            "kappa_ramp_epochs": 0.0,
+            "ramp_end": 22.0,
+            "regularizer": 0.5,
+            "l1": 1e-5,
+            # Bound alignment: weight * KL(lower || higher); lower is the norm with the lower certified accuracy.
+            "alignment": {"weight": 0.0, "lower": "l2", "higher": "linf"},
+            # Gradient projection from start_epoch on (negative: from the end of the ramp); beta 0 switches it off.
+            "projection": {"beta": 0.0, "start_epoch": -1.0},
+            "initialization": "ibp",
+            # Of matrix products in training bounds: default | high | highest. Certification always uses highest.
+            "precision": "default",
+            # auto: jit on one device, else shard_map.
+            "parallel": "auto",
+            # Steps in one compiled call; checkpoints and metrics fall on its multiples.
+            "scan_steps": 100,
+            "checkpoint_every": 1000,
+            "keep_checkpoints": 3,
+        }
+    )
+
+
+def norm_exponent(name: str) -> float:
+    """The exponent p of a norm's name: "linf", "l2", "l1", "l1.5".
+
+    Raises:
+      ValueError: for any other name, or p < 1.
+    """
+    try:
+        p = float(name.removeprefix("l")) if name.startswith("l") else math.nan
+    except ValueError:
+        p = math.nan
+    if not p >= 1:
+        raise ValueError(f"Unknown norm {name!r}; expected 'linf', 'l2', 'l1' or 'lP' with P >= 1. Correct the name.")
+    return p
+
+
+def ball_of(name: str) -> Callable[..., LpBall]:
+    """`(x, eps) -> region`: the ball of a norm by name, cut by the pixel box."""
+    return functools.partial(lp_ball, p=norm_exponent(name), within=PIXELS)
+
+
+def make_regions(radii: Mapping[str, float]) -> dict[str, Callable[[jax.Array], LpBall]]:
+    """By norm, a function from an example to its region of that radius, cut by the pixel box."""
+    return {name: Partial(_Ball(norm_exponent(name)), eps) for name, eps in radii.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ball:
+    """Compares equal for equal norms, so that compiled functions are found again."""
+
+    p: float
+
+    def __call__(self, eps: jax.Array | float, x: jax.Array) -> LpBall:
+        return lp_ball(x, eps, self.p, PIXELS)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Checks a config before anything is computed or written.
+
+    Raises:
+      ValueError: naming the field, what it holds and what was expected: an unknown field, loss, norm or mode, a radius
+        that is negative or not a number, norms that do not fit together.
+    """
+    _check_fields(config, default_config(), "", free=("model.options", "radii", "reported", "losses", "weights"))
+    for group in ("radii", "reported"):
+        for name, eps in config[group].items():
+            norm_exponent(name)
+            _require(math.isfinite(eps) and eps >= 0, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]")
+    _require(len(config.radii) > 0, "radii", dict(config.radii), "at least one norm to certify")
+    _require(len(config.losses) > 0, "losses", {}, "at least one norm to train")
+    for name, loss in config.losses.items():
+        _check_loss(config, name, loss)
+    _require(config.combine in _COMBINERS, "combine", config.combine, f"one of {', '.join(_COMBINERS)}")
+    _require(config.precision in _PRECISIONS, "precision", config.precision, f"one of {', '.join(_PRECISIONS)}")
+    initializations = ("ibp", "default")
+    _require(config.initialization in initializations, "initialization", config.initialization, f"one of {initializations}")
+    if config.alignment.weight:
+        for side in ("lower", "higher"):
+            norm = config.alignment[side]
+            _require(norm in config.losses, f"alignment.{side}", norm, f"a norm of losses ({', '.join(config.losses)})")
+        _require(config.combine != "random_norm", "combine", config.combine, "joint or worst, for alignment to compare norms")
+    for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"):
+        _require(config[field] >= 1, field, config[field], "at least 1")
+    _require(config.natural_epochs <= config.ramp_end, "ramp_end", config.ramp_end, f"at least natural_epochs = {config.natural_epochs}")
+    _require(0 <= config.projection.beta <= 1, "projection.beta", config.projection.beta, "a share in [0, 1]")
+
+
+def _check_loss(config: ml_collections.ConfigDict, name: str, loss: ml_collections.ConfigDict) -> None:
+    norm_exponent(name)
+    _require(name in config.radii, f"losses.{name}", dict(loss), f"a norm that has a radius ({', '.join(config.radii)})")
+    kind = loss.get("kind")
+    _require(kind in _LOSS_FIELDS, f"losses.{name}.kind", kind, f"one of {', '.join(_LOSS_FIELDS)}")
+    for field in loss:
+        known = ("kind", *_LOSS_FIELDS[kind])
+        _require(field in known, f"losses.{name}.{field}", loss[field], f"only the fields {', '.join(known)} for {kind}")
+    if kind == "lipschitz":
+        _require(name == "l2", f"losses.{name}.kind", kind, "this loss for l2 only")
+
+
+def _check_fields(config: Mapping, known: Mapping, prefix: str, free: tuple[str, ...]) -> None:
+    for name, value in config.items():
+        path = prefix + name
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(known)}."
+            raise ValueError(f"Unknown config field {path!r}; expected fields of training.default_config(). {hint}")
+        if isinstance(known[name], Mapping | ml_collections.ConfigDict) and path not in free:
+            _check_fields(value, known[name], path + ".", free)
+
+
+def _require(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"config.{field} is {value!r}; expected {expected}. Change it.")
+
+
+def build_recipe(config: ml_collections.ConfigDict, model: nn.Module, steps_per_epoch: int) -> Recipe:
+    """Everything that a training step needs, from a checked config."""
+
+    def steps(epochs: float) -> int:
+        return round(epochs * steps_per_epoch)
+
+    ramp_end = steps(config.ramp_end)
+    starts_at_ramp_end = config.projection.start_epoch < 0
+    start = ramp_end if starts_at_ramp_end else steps(config.projection.start_epoch)
+    projects = config.projection.beta > 0
+    adam = optax.scale_by_adam()
+    rate = optax.piecewise_constant_schedule(
+        config.learning_rate, {steps(epoch): config.milestone_factor for epoch in config.milestones}
+    )
+    optimizer = optax.chain(
+        gradient_projection(adam, config.projection.beta, start) if projects else optax.with_extra_args_support(adam),
+        optax.scale_by_learning_rate(rate),
+    )
+    aligned = config.alignment
+    return Recipe(
+        model=model,
+        objective=_batch_objective(config),
+        optimizer=optimizer,
+        radius_scale=schedules.exponential_ramp(steps(config.natural_epochs), ramp_end),
+        natural_weight=schedules.natural_weight(steps(config.natural_epochs), steps(config.kappa_ramp_epochs)),
+        alignment=Alignment(aligned.weight, aligned.lower, aligned.higher) if aligned.weight else None,
+        regularizer=config.regularizer,
+        l1=config.l1,
+        projection_start=start if projects else None,
+        precision=jax.lax.Precision(config.precision) if config.precision != "default" else None,
+        needs_lipschitz=any(loss.kind == "lipschitz" for loss in config.losses.values()),
+    )
+
+
+def _batch_objective(config: ml_collections.ConfigDict) -> multi_norm.BatchObjective:
+    single = {name: _objective(config, name, loss) for name, loss in config.losses.items()}
+    if config.combine == "joint":
+        return multi_norm.joint(single, dict(config.weights) or None)
+    return multi_norm.worst(single) if config.combine == "worst" else multi_norm.random_norm(single)
+
+
+def _objective(config: ml_collections.ConfigDict, name: str, loss: ml_collections.ConfigDict) -> objectives.Objective:
+    ball, eps, steps = ball_of(name), config.radii[name], config.attack_steps
+    settings = {**_LOSS_FIELDS[loss.kind], **{field: value for field, value in loss.items() if field != "kind"}}
+    makers: dict[str, Callable[..., objectives.Objective]] = {
+        "natural": objectives.natural,
+        "pgd": functools.partial(objectives.adversarial, ball, eps, steps=steps),
+        "ibp": functools.partial(objectives.box, ball, eps),
+        "small_box": functools.partial(objectives.small_box, ball, eps, steps=steps),
+        "dual_norm": functools.partial(objectives.dual_norm, ball, eps),
+        "lipschitz": functools.partial(objectives.lipschitz, eps),
+    }
+    return makers[loss.kind](**settings)

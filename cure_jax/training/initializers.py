@@ -1,0 +1,100 @@
+"""Weight initialisation for interval bound propagation."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+
+def ibp_init(model: nn.Module, params: PyTree, key: PRNGKeyArray, example: Any) -> PyTree:
+    r"""Draw the kernels of a network so that interval bounds neither explode nor vanish with depth.
+
+    Every kernel of a `flax.linen` dense or convolutional layer but the last becomes
+
+    .. math::
+
+      W_{ij} \sim \mathcal{N}\left(0, \frac{2 \pi}{n^2}\right) ,
+
+    :math:`n` the fan-in: the width of an interval then keeps its expected size through an affine layer followed by a
+    ReLU. The last affine layer, biases, normalisation layers and whatever else the model holds keep their values.
+
+    The layers are found by running the model on abstract values, so that any `flax.linen` model will do; "last" is
+    the one that runs last. A model without such layers is an error.
+
+    Args:
+      model: The network.
+      params: Its `"params"` collection, as `model.init` returned it.
+      key: A PRNG key. Kernels depend on it and on their place in the order of execution, and on nothing else.
+      example: An input as `model.init` takes it, batch axis included; only its shape and dtype are read.
+
+    Returns:
+      The parameters, of the same structure, shapes and dtypes.
+
+    Raises:
+      ValueError: If the model runs no dense or convolutional layer, or `params` are not this model's.
+
+    Examples:
+      >>> import flax.linen as nn
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> model = nn.Sequential([nn.Dense(256), nn.relu, nn.Dense(10)])
+      >>> images = jnp.zeros((1, 512))
+      >>> params = model.init(jax.random.key(0), images)["params"]
+      >>> params = ibp_init(model, params, jax.random.key(1), images)
+      >>> round(float(params["layers_0"]["kernel"].std() * 512), 1)  # the root of 2 pi
+      2.5
+
+    References:
+      Shi et al., `Fast Certified Robust Training with Short Warmup <https://arxiv.org/abs/2103.17268>`_, 2021,
+      section 4.1
+    """
+    fan_ins = _fan_ins(model, example)
+    if not fan_ins:
+        raise ValueError(
+            f"ibp_init found no layer to initialise in {type(model).__name__}; a model that runs flax.linen.Dense or "
+            "flax.linen.Conv layers was expected. Keep its own initialisation instead."
+        )
+    # A dict keeps the order of execution.
+    order = {path: index for index, path in enumerate(fan_ins)}
+    last = next(reversed(fan_ins))
+    found = set()
+
+    def draw(key_path: tuple, leaf: jax.Array) -> jax.Array:
+        path = tuple(entry.key for entry in key_path)
+        found.add(path)
+        if path not in order or path == last:
+            return leaf
+        noise = jax.random.normal(jax.random.fold_in(key, order[path]), leaf.shape, leaf.dtype)
+        return noise * (math.sqrt(2 * math.pi) / fan_ins[path])
+
+    drawn = jax.tree_util.tree_map_with_path(draw, params)
+    if missing := [".".join(path) for path in fan_ins if path not in found]:
+        raise ValueError(
+            f"ibp_init got parameters without {', '.join(missing)}; the 'params' collection of this "
+            f"{type(model).__name__} was expected. Pass model.init(key, example)['params']."
+        )
+    return drawn
+
+
+def _fan_ins(model: nn.Module, example: Any) -> dict[tuple[str, ...], int]:
+    """Fan-in of every dense or convolutional kernel by its path, in the order of (last) execution."""
+    fan_ins: dict[tuple[str, ...], int] = {}
+
+    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        result = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dense | nn.Conv) and context.method_name == "__call__":
+            path = (*context.module.path, "kernel")
+            # The kernel as the layer sees it: inside nn.scan or nn.vmap the stored one has one more axis.
+            *inputs, _ = jnp.shape(context.module.get_variable("params", "kernel"))
+            fan_ins.pop(path, None)
+            fan_ins[path] = math.prod(inputs)
+        return result
+
+    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, streams, example)
+    return fan_ins

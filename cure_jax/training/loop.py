@@ -1,0 +1,245 @@
+"""The training loop on the host: steps in compiled runs, metrics, checkpoints, and an exact resume."""
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from cure_jax import graph as graphs
+from cure_jax.bounds.lipschitz import initial_vectors
+from cure_jax.data import batch_indices
+from cure_jax.progress import progress
+from cure_jax.training import config as configs
+from cure_jax.training import workdir as workdirs
+from cure_jax.training.checkpoints import Checkpoints, load
+from cure_jax.training.initializers import ibp_init
+from cure_jax.training.metrics import MetricWriter
+from cure_jax.training.network import apply_batch, classifier
+from cure_jax.training.parallel import Run, as_pixels, compile_steps
+from cure_jax.training.state import TrainState
+from cure_jax.training.step import Recipe
+from cure_jax.validation import validate
+
+__all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
+
+_LOGGER = logging.getLogger(__name__)
+Arrays = tuple[np.ndarray, np.ndarray]
+# Where a run happens, not what it computes: may differ when it is resumed.
+_INCIDENTAL = ("data_dir", "parallel", "keep_checkpoints")
+
+
+class TrainingDiverged(FloatingPointError):  # noqa: N818  (named for what happened)
+    """The loss became NaN or infinite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """A trained network.
+
+    Attributes:
+      model: the flax module.
+      state: the last state of training.
+      history: metrics, one record for each compiled run of steps of THIS call: means over its steps.
+    """
+
+    model: nn.Module
+    state: TrainState
+    history: list[dict[str, float]]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Parameters and running averages, what `model.apply` takes."""
+        return self.state.variables
+
+    @property
+    def classifier(self) -> jax.tree_util.Partial:
+        """The network as a function of one example, for bounds, attacks and `certify`."""
+        return classifier(self.model, self.variables)
+
+
+def fit(
+    model: nn.Module,
+    data: Arrays,
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike | None = None,
+    *,
+    validation: Arrays | None = None,
+) -> Fitted:
+    """Trains a flax network so that its predictions can be proved not to change.
+
+    Args:
+      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an argument
+        `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
+      data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
+      config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
+      workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted resumes there, and ends
+        with the same numbers. Nothing is written if None.
+      validation: images and labels whose clean accuracy is recorded at every checkpoint.
+
+    Returns:
+      The trained network.
+
+    Raises:
+      ValueError: for a config, images or labels that do not fit, before anything is computed.
+      WorkdirError: if `workdir` was made with another config; nothing in it is changed.
+      CheckpointError: if no checkpoint in `workdir` is usable.
+      TrainingDiverged: if the loss is not finite, naming the step.
+    """
+    configs.check(config)
+    images, labels = _prepared(model, data)
+    steps_per_epoch = len(images) // config.batch_size
+    if steps_per_epoch == 0:
+        raise ValueError(f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one.")
+    if workdir is not None:
+        workdirs.check_config(workdir, _identity(config))
+        workdirs.write_config(workdir, _identity(config))
+    recipe = configs.build_recipe(config, model, steps_per_epoch)
+    trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch)
+    state = initial_state(config, recipe, images[:1])
+    if workdir is None:
+        return trainer.run(state, None, None)
+    with Checkpoints(Path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
+        restored = checkpoints.restore(jax.eval_shape(lambda: state))
+        if restored is not None:
+            state = restored[1]
+        with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
+            return trainer.run(state, checkpoints, writer)
+
+
+def restore(model: nn.Module, example: np.ndarray, config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> Fitted:
+    """The trained network of a work directory, read without changing anything.
+
+    Args:
+      model: the module that was trained.
+      example: `[1, *x]`, of the shape of its inputs.
+      config: that it was trained with.
+      workdir: of the run.
+
+    Raises:
+      WorkdirError: if it is missing or was made with another config.
+      CheckpointError: if its newest checkpoint is missing or damaged.
+    """
+    configs.check(config)
+    workdirs.read_config(workdir)
+    workdirs.check_config(workdir, _identity(config))
+    recipe = configs.build_recipe(config, model, 1)
+    abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
+    _, state, _ = load(Path(workdir) / "checkpoints", abstract)
+    return Fitted(model, state, [])
+
+
+def initial_state(config: ml_collections.ConfigDict, recipe: Recipe, example: np.ndarray) -> TrainState:
+    """The state before the first step, a function of `config.seed`."""
+    key = jax.random.key(config.seed)
+    init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
+    pixels = as_pixels(jnp.asarray(example))
+    variables = recipe.model.init(init_key, pixels)
+    params = variables["params"]
+    if config.initialization == "ibp":
+        params = ibp_init(recipe.model, params, ibp_key, pixels)
+    vectors: tuple[jax.Array, ...] = ()
+    if recipe.needs_lipschitz:
+        f = classifier(recipe.model, {**variables, "params": params})
+        vectors = initial_vectors(graphs.trace(f, pixels[0]), vector_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=recipe.optimizer.init(params),
+        key=run_key,
+        vectors=vectors,
+    )
+
+
+def _prepared(model: nn.Module, data: Arrays) -> Arrays:
+    """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
+    images, labels = np.asarray(data[0]), np.asarray(data[1])
+    example = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), example)
+    checked, labels = validate(images, labels, logits.shape[-1])
+    return images if images.dtype == np.uint8 else checked, labels
+
+
+def _identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What determines the result of a run."""
+    return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """One training run; everything but the state."""
+
+    config: ml_collections.ConfigDict
+    recipe: Recipe
+    data: Arrays
+    validation: Arrays | None
+    total: int
+
+    def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
+        compiled = self._compiled()
+        images, labels = jax.device_put(self.data)
+        history = []
+        step = int(state.step)
+        with progress(self.total, "train", start=step) as bar:
+            while step < self.total:
+                # Runs end at multiples of scan_steps, so that a resumed training is cut up like an undisturbed one.
+                count = min(self.config.scan_steps, self.total - step)
+                state, metrics = compiled(state, images, labels, self._rows(step, count))
+                record = _summary(metrics, step)
+                due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
+                step += count
+                history.append({"step": step, **record})
+                self._record(state, history[-1], due or step == self.total, checkpoints, writer)
+                bar.advance(count, loss=record["loss"])
+        return Fitted(self.recipe.model, jax.device_get(state), history)
+
+    def _compiled(self) -> Run:
+        mode = self.config.parallel
+        if mode == "auto":
+            mode = "jit" if jax.device_count() == 1 else "shard_map"
+        return compile_steps(self.recipe, mode)
+
+    def _rows(self, step: int, count: int) -> np.ndarray:
+        size, batch, seed = len(self.data[0]), self.config.batch_size, self.config.seed
+        return np.stack([batch_indices(seed, step + i, size, batch) for i in range(count)])
+
+    def _record(  # noqa: PLR0913
+        self,
+        state: TrainState,
+        record: dict[str, float],
+        save: bool,
+        checkpoints: Checkpoints | None,
+        writer: MetricWriter | None,
+    ) -> None:
+        step = int(record["step"])
+        if save and self.validation is not None:
+            record["validation_accuracy"] = self._accuracy(state, self.validation)
+        if writer is not None:
+            writer.write(step, {name: value for name, value in record.items() if name != "step"})
+        if save and checkpoints is not None:
+            checkpoints.save(step, state, {"validation_accuracy": record.get("validation_accuracy")})
+
+    def _accuracy(self, state: TrainState, data: Arrays) -> float:
+        logits = jax.jit(apply_batch, static_argnums=0)(self.recipe.model, state.variables, as_pixels(jnp.asarray(data[0])))
+        return float(np.mean(np.argmax(jax.device_get(logits), axis=-1) == data[1]))
+
+
+def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]:
+    """Means over a run of steps; a loss that is not finite stops the training."""
+    values = jax.device_get(metrics)
+    bad = ~(np.isfinite(values["loss"]) & np.isfinite(values["gradient_norm"]))
+    if bad.any():
+        index = int(np.argmax(bad))
+        loss, norm = float(values["loss"][index]), float(values["gradient_norm"][index])
+        raise TrainingDiverged(
+            f"The loss at step {first_step + index} is {loss} (gradient norm {norm}); expected finite numbers. Nothing of this "
+            "run of steps was saved: lower learning_rate, lengthen the ramp (ramp_end), or resume from the last checkpoint."
+        )
+    return {name: float(np.mean(value)) for name, value in values.items()} | {"radius_scale": float(values["radius_scale"][-1])}

@@ -1,0 +1,147 @@
+"""Metrics of a training run: a file of JSON lines, and TensorBoard where it is installed."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from cure_jax.training.workdir import file_system_path, write_atomically
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class MetricWriter:
+    """Appends records of metrics to `metrics.jsonl`, and to TensorBoard event files if tensorboardX is installed.
+
+    Every line is a JSON object with `step`, `tag` and the metrics; a metric that is not finite is null. A context
+    manager. In a run of several processes only the first one writes.
+
+    Write the records of a step before its checkpoint: a run that resumes there with `resume_from=step` then leaves
+    the same file as one that was never interrupted.
+
+    Args:
+      workdir: The work directory, made if missing.
+      resume_from: The step that was restored: records of later steps are dropped, since they will be written again.
+        -1 drops all; None (default) none.
+
+    Examples:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as workdir:
+      ...     with MetricWriter(workdir) as writer:
+      ...         writer.write(10, {"loss": 0.5})
+      ...         writer.write(10, {"accuracy": 0.75}, tag="validation")
+      ...     for record in read_metrics(workdir):
+      ...         print(record)
+      {'step': 10, 'tag': 'train', 'loss': 0.5}
+      {'step': 10, 'tag': 'validation', 'accuracy': 0.75}
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, resume_from: int | None = None) -> None:
+        directory = file_system_path(workdir)
+        self._file, self._board = None, None
+        if jax.process_index() != 0:
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        if resume_from is not None and path.exists():
+            kept = [record for record in read_metrics(workdir) if record["step"] <= resume_from]
+            write_atomically(path, "".join(map(_line, kept)))
+        self._file = path.open("a")
+        self._board = _tensorboard(str(directory / "tensorboard"), resume_from)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, step: int, metrics: Mapping[str, ArrayLike], tag: str = "train") -> None:
+        """Write one record.
+
+        Args:
+          step: The step it belongs to.
+          metrics: Scalars by name: Python or NumPy numbers or arrays of one element.
+          tag: What was measured on, such as "train" or "validation".
+
+        Raises:
+          ValueError: If a metric is not a scalar, or is named "step" or "tag".
+        """
+        if self._file is None:
+            return
+        if reserved := {"step", "tag"} & set(metrics):
+            raise ValueError(
+                f"Got a metric named {', '.join(sorted(reserved))}; other names than 'step' and 'tag' were expected. "
+                "Pass those two as arguments of write()."
+            )
+        values = {name: _number(name, value) for name, value in metrics.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(_line({"step": int(step), "tag": tag, **finite}))
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{tag}/{name}", value, int(step))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+        self._file, self._board = None, None
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read the records of a work directory.
+
+    A line that was cut off by a crash is left out, with a warning.
+
+    Args:
+      workdir: The work directory.
+
+    Returns:
+      The records in the order in which they were written; none if there is no file.
+    """
+    path = file_system_path(workdir) / "metrics.jsonl"
+    records = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        try:
+            record = json.loads(line)
+            records.append({**record, "step": int(record["step"])})
+        except (ValueError, TypeError, KeyError):
+            _LOGGER.warning("Left out line %d of %s, which is not a record of metrics: %.80s", number, path, line)
+    return records
+
+
+def _number(name: str, value: ArrayLike) -> float:
+    array = np.asarray(value)
+    is_real = array.dtype == bool or (jnp.issubdtype(array.dtype, jnp.number) and not np.iscomplexobj(array))
+    if array.size != 1 or not is_real:
+        raise ValueError(
+            f"The metric {name!r} has shape {array.shape} and type {array.dtype}; a real scalar was expected. "
+            "Reduce it, for instance to its mean."
+        )
+    return float(array.reshape(()))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record) + "\n"
+
+
+def _tensorboard(directory: str, resume_from: int | None) -> Any:
+    """A writer of event files, or None without tensorboardX (the extra `logging`)."""
+    try:
+        import tensorboardX
+    except ImportError:
+        return None
+    # TensorBoard then hides what was recorded of steps that are run again.
+    purge_step = None if resume_from is None else resume_from + 1
+    return tensorboardX.SummaryWriter(directory, purge_step=purge_step)

@@ -1,0 +1,102 @@
+"""Between flax modules, which see batches, and bounds, which see one example.
+
+A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first and
+then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the statistics.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+__all__ = ["apply_batch", "classifier", "clean_statistics", "running_statistics"]
+
+Variables = Mapping[str, Any]
+
+
+def classifier(model: nn.Module, variables: Variables) -> Partial:
+    """The network as a function of ONE example, in inference mode: what bounds, attacks and `certify` take.
+
+    Args:
+      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`.
+      variables: its parameters and running averages.
+
+    Returns:
+      `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in.
+    """
+    return Partial(_OneExample(model), variables)
+
+
+def apply_batch(model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]) -> Float[Array, "batch classes"]:
+    """Logits of a batch in inference mode, for modules with and without a `train` argument."""
+    return model.apply(variables, images, **_mode(model, train=False))  # pyright: ignore[reportReturnType]
+
+
+@dataclasses.dataclass(frozen=True)
+class _OneExample:
+    """Compares equal for equal modules, so that compiled functions are found again."""
+
+    model: nn.Module
+
+    def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
+        return apply_batch(self.model, variables, x[None])[0]
+
+
+def clean_statistics(
+    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"], axis_name: str | None = None
+) -> dict[str, Any]:
+    """The batch statistics of a clean batch itself, as the collection `batch_stats`; empty without BatchNorm.
+
+    Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by m = 0; else
+    two runs, from averages of all 0 and all 1, give m as their difference.
+
+    Args:
+      model: the module; `axis_name` set on a field of that name synchronises the statistics over devices.
+      variables: parameters and running averages.
+      images: the clean batch of this device.
+      axis_name: the device axis, None on one device.
+
+    Raises:
+      ValueError: on several devices, for a module that has BatchNorm but no field `axis_name`.
+    """
+    if "batch_stats" not in variables:
+        return {}
+    fields = model.__dataclass_fields__
+    if axis_name is not None:
+        if "axis_name" not in fields:
+            raise ValueError(
+                f"{type(model).__name__} has BatchNorm but no field `axis_name`, so its statistics cannot be synchronised over "
+                "devices. Add `axis_name: str | None = None`, pass it to nn.BatchNorm, or train with parallel='jit'."
+            )
+        model = model.clone(axis_name=axis_name)
+    if "momentum" in fields:
+        return _batch_stats(model.clone(momentum=0.0), variables, images)
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    from_zeros = _batch_stats(model, {**variables, "batch_stats": zeros}, images)
+    from_ones = jax.lax.stop_gradient(_batch_stats(model, {**variables, "batch_stats": ones}, images))
+    momentum = jax.tree.map(lambda one, zero: one - jax.lax.stop_gradient(zero), from_ones, from_zeros)
+    return jax.tree.map(lambda zero, m: zero / (1 - m), from_zeros, momentum)
+
+
+def running_statistics(model: nn.Module, running: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
+    """The running averages after one more batch; `model.momentum` (0.9 if it has none) is the weight of the old ones."""
+    momentum = getattr(model, "momentum", 0.9)
+    return jax.tree.map(
+        lambda old, new: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new), dict(running), dict(clean)
+    )
+
+
+def _batch_stats(model: nn.Module, variables: Variables, images: jax.Array) -> dict[str, Any]:
+    _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats"])
+    return updated["batch_stats"]
+
+
+def _mode(model: nn.Module, *, train: bool) -> dict[str, bool]:
+    return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}

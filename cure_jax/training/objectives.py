@@ -1,0 +1,201 @@
+"""Single-norm training objectives: which region, bounded how.
+
+An objective looks at ONE example and answers with worst-case logits z: z_y = 0 and z_j = -m_j, m_j a bound (or, for attacks, a sample) of the
+margin f_y - f_j over its region. What combines the norms, and how z becomes a loss, is `multi_norm`.
+
+    objective(network, x, label, scale, key) -> Worst(logits, layers)
+
+`scale` in [0, 1] is where the ramp of the radius is. Sources: small boxes: Mueller et al., "Certified Training: Small Boxes are All You
+Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm: Wong & Kolter, ICML 2018;
+Lipschitz margin: Leino et al. (GloRo), ICML 2021.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from cure_jax import attacks
+from cure_jax.bounds.ibp import Layers, ibp_with_layers
+from cure_jax.certify import margins
+from cure_jax.regions import LpBall, Region, linf_ball
+
+__all__ = ["Network", "Objective", "Worst", "adversarial", "box", "dual_norm", "lipschitz", "natural", "small_box"]
+
+Ball = Callable[[jax.Array, jax.Array], LpBall]
+
+# Half-width of the box that the warm-up regulariser looks at while the radius is still zero.
+_LEAST_HALF_WIDTH = 1e-6
+
+
+class Network(NamedTuple):
+    """The classifier of one training step, each form a function of one example.
+
+    Attributes:
+      certified: with the statistics of the clean batch; gradients flow.
+      attacked: with the running statistics; what attacks look at.
+      lipschitz: `[classes, classes]` estimated Lipschitz constants of logit differences, or None if no objective needs them.
+      precision: of the matrix products in bounds.
+    """
+
+    certified: Callable[[jax.Array], jax.Array]
+    attacked: Callable[[jax.Array], jax.Array]
+    lipschitz: Float[Array, "classes classes"] | None = None
+    precision: jax.lax.PrecisionLike = None
+
+
+class Worst(NamedTuple):
+    """What one objective says about one example.
+
+    Attributes:
+      logits: `[classes]` worst-case logits, 0 at the label.
+      layers: intervals inside the network, for the warm-up regulariser; None if no box was propagated.
+    """
+
+    logits: Float[Array, "*batch classes"]
+    layers: Layers | None = None
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A single-norm objective."""
+
+    def __call__(
+        self,
+        network: Network,
+        x: Float[Array, "*x"],
+        label: Int[Array, ""],
+        scale: Float[Array, ""],
+        key: Key[Array, ""],
+    ) -> Worst:
+        """Worst-case logits of one example."""
+        ...
+
+
+def natural() -> Objective:
+    """No perturbation: the margins at the example itself."""
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del scale, key
+        return Worst(_worst_logits(margins(network.certified, label)(x), label))
+
+    return objective
+
+
+def adversarial(ball: Ball, eps: float, *, steps: int = 8) -> Objective:
+    """PGD training: the margins at an adversarial example.
+
+    Args:
+      ball: `(x, radius) -> region`, for example `functools.partial(l2_ball, within=(0.0, 1.0))`.
+      eps: radius at the end of the ramp.
+      steps: of the attack.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        found = _attack(network, x, label, ball(x, eps * scale), key, steps)
+        return Worst(_worst_logits(margins(network.certified, label)(found), label))
+
+    return objective
+
+
+def box(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
+    """Plain IBP over the bounding box of the ball (for l_inf: over the ball itself).
+
+    Args:
+      ball: `(x, radius) -> region`.
+      eps: radius at the end of the ramp.
+      fraction: of the radius that is propagated.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del key
+        hull = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH)).bounding_box()
+        return _propagated(network, linf_ball(hull.center, hull.radius), label)
+
+    return objective
+
+
+def dual_norm(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
+    """IBP behind the exact dual-norm bound of the first affine map: the sound l_2 and l_1 counterpart of IBP training.
+
+    Args:
+      ball: `(x, radius) -> region`.
+      eps: radius at the end of the ramp.
+      fraction: of the radius that is propagated; below 1 the loss is no bound, but the proof may be stronger than the loss.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del key
+        return _propagated(network, ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH)), label)
+
+    return objective
+
+
+def small_box(ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: bool = False) -> Objective:
+    """SABR: IBP over a small box around an adversarial example, shifted into the bounding box of the ball.
+
+    Args:
+      ball: `(x, radius) -> region`.
+      eps: radius at the end of the ramp.
+      ratio: lambda, the half-width of the small box as a fraction of the radius; 0 is PGD training, 1 (l_inf) IBP.
+      steps: of the attack.
+      inside: cut the half-width so that the small box stays inside the bounding box where that is narrower (black and
+        white pixels); as published, it sticks out there up to the pixel range.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        region = ball(x, eps * scale)
+        found = _attack(network, x, label, region, key, steps)
+        hull = region.bounding_box()
+        half_width = jnp.full(x.shape, jnp.where(scale > 0, ratio * eps * scale, _LEAST_HALF_WIDTH), x.dtype)
+        if inside:
+            half_width = jnp.minimum(half_width, hull.radius)
+        # Where the limits cross, the upper one wins.
+        center = jnp.minimum(jnp.maximum(found, hull.lower + half_width), hull.upper - half_width)
+        within = None if region.lower is None or region.upper is None else (region.lower, region.upper)
+        return _propagated(network, linf_ball(center, half_width, within=within), label)
+
+    return objective
+
+
+def lipschitz(eps: float, *, fraction: float = 1.0) -> Objective:
+    """The Lipschitz margin: every wrong logit is raised by what an l_2 perturbation could raise it.
+
+    z_j = f_j(x) - f_y(x) + fraction * eps * L_yj with L from `cure_jax.bounds.lipschitz.pairwise_lipschitz`.
+
+    Args:
+      eps: l_2 radius at the end of the ramp.
+      fraction: of the radius.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del key
+        if network.lipschitz is None:
+            raise ValueError(
+                "The lipschitz objective got a network without Lipschitz constants; expected Network(lipschitz=...). "
+                "Compute them with cure_jax.bounds.lipschitz.pairwise_lipschitz."
+            )
+        logits = network.certified(x)
+        return Worst(logits - logits[label] + fraction * eps * scale * network.lipschitz[label])
+
+    return objective
+
+
+def _attack(network: Network, x: jax.Array, label: jax.Array, region: Region, key: jax.Array, steps: int) -> jax.Array:
+    return jax.lax.stop_gradient(attacks.pgd(network.attacked, x, label, region, key=key, steps=steps))
+
+
+def _propagated(network: Network, region: Region, label: jax.Array) -> Worst:
+    bounds, layers = ibp_with_layers(margins(network.certified, label), precision=network.precision)(region)
+    return Worst(_worst_logits(bounds.lower, label), layers)
+
+
+def _worst_logits(lower_margins: jax.Array, label: jax.Array) -> jax.Array:
+    """Margins m_j, j != label ascending, to logits with 0 at the label and -m_j elsewhere."""
+    classes = lower_margins.shape[0] + 1
+    others = jnp.arange(classes - 1, dtype=jnp.int32)
+    others = others + (others >= label).astype(jnp.int32)
+    placed = jax.nn.one_hot(others, classes, dtype=lower_margins.dtype)
+    return -jnp.dot(lower_margins, placed, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,173 @@
+"""One training step, as a pure function of the state and the examples of one device.
+
+It knows only the name of a device axis. Means over the batch are means over all devices: losses are averaged with `pmean` inside
+the differentiated function, and gradients are averaged once more, which is right because JAX transposes a sum over devices
+into a sum over devices.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cure_jax import graph as graphs
+from cure_jax.bounds.lipschitz import pairwise_lipschitz
+from cure_jax.numerics import pmean
+from cure_jax.training.multi_norm import BatchObjective, Outcome, alignment, cross_entropy
+from cure_jax.training.network import classifier, clean_statistics, running_statistics
+from cure_jax.training.objectives import Network
+from cure_jax.training.state import TrainState
+from cure_jax.training.warmup import bound_regularizer
+
+__all__ = ["Alignment", "Recipe", "train_step"]
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Bound alignment: `weight * KL(lower || higher)`; `lower` is the norm with the lower certified accuracy."""
+
+    weight: float
+    lower: str
+    higher: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything about a training run that does not change: values and pure functions.
+
+    Attributes:
+      model: the network.
+      objective: the certified objective of a batch.
+      optimizer: from `optax`; an update takes the natural gradients as `natural` if `projection_start` is not None.
+      radius_scale: schedule of the ramp, step -> [0, 1].
+      natural_weight: schedule of kappa, step -> [0, 1].
+      alignment: bound alignment, or None.
+      regularizer: weight of the warm-up regulariser at the start of the ramp.
+      l1: weight of the l1 norm of the parameters.
+      projection_start: first step of gradient projection, or None.
+      augment: `(key, image) -> image` for one example, or None.
+      precision: of matrix products in bounds.
+      needs_lipschitz: whether an objective uses estimated Lipschitz constants.
+    """
+
+    model: nn.Module
+    objective: BatchObjective
+    optimizer: optax.GradientTransformationExtraArgs
+    radius_scale: optax.Schedule
+    natural_weight: optax.Schedule
+    alignment: Alignment | None = None
+    regularizer: float = 0.0
+    l1: float = 0.0
+    projection_start: int | None = None
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    precision: jax.lax.PrecisionLike = None
+    needs_lipschitz: bool = False
+
+
+def train_step(
+    recipe: Recipe, state: TrainState, images: jax.Array, labels: jax.Array, axis_name: str | None
+) -> tuple[TrainState, Metrics]:
+    """One update.
+
+    Args:
+      recipe: what is trained, and how.
+      state: before the update.
+      images: `[batch of this device, *x]` in [0, 1].
+      labels: `[batch of this device]`.
+      axis_name: the device axis, or None on one device.
+
+    Returns:
+      The state after the update, and metrics averaged over all devices.
+    """
+    first = (0 if axis_name is None else jax.lax.axis_index(axis_name)) * images.shape[0]
+    indices = first + jnp.arange(images.shape[0], dtype=jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), indices)
+    if recipe.augment is not None:
+        images = jax.vmap(recipe.augment)(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), images)
+    batch = (images, labels, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), jnp.asarray(first))
+
+    loss = jax.value_and_grad(_certified_loss, argnums=1, has_aux=True)
+    (_, (metrics, clean, vectors)), gradients = loss(recipe, state.params, state, batch, axis_name)
+    extra = {}
+    if recipe.projection_start is not None:
+        extra["natural"] = jax.lax.cond(
+            state.step >= recipe.projection_start,
+            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, state.params, state, batch, axis_name), axis_name),
+            lambda: jax.tree.map(jnp.zeros_like, state.params),
+        )
+    gradients = pmean(gradients, axis_name)
+    updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params, **extra)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=running_statistics(recipe.model, state.batch_stats, clean),
+        opt_state=opt_state,
+        key=state.key,
+        vectors=vectors,
+    )
+    return new_state, metrics | {"gradient_norm": optax.tree.norm(gradients)}
+
+
+def _certified_loss(
+    recipe: Recipe, params: Any, state: TrainState, batch: tuple[jax.Array, ...], axis_name: str | None
+) -> tuple[jax.Array, tuple[Metrics, Any, tuple[jax.Array, ...]]]:
+    images, labels, keys, first = batch
+    scale, kappa = recipe.radius_scale(state.step), recipe.natural_weight(state.step)
+    f, clean = _clean_classifier(recipe, params, state, images, axis_name)
+    lipschitz, vectors = None, state.vectors
+    if recipe.needs_lipschitz:
+        graph = graphs.trace(f, images[0], precision=recipe.precision)
+        lipschitz, vectors = pairwise_lipschitz(graph, state.vectors)
+    attacked = classifier(recipe.model, jax.lax.stop_gradient(state.variables))
+    network = Network(f, attacked, lipschitz, recipe.precision)
+    outcome = recipe.objective(network, images, labels, scale, keys, first)
+
+    logits = jax.vmap(f)(images)
+    certified = pmean(jnp.mean(outcome.losses), axis_name)
+    natural = pmean(jnp.mean(cross_entropy(logits, labels)), axis_name)
+    metrics = {"radius_scale": scale, "certified_loss": certified, "natural_loss": natural}
+    if recipe.alignment is not None:
+        metrics["alignment"] = _alignment(recipe.alignment, outcome, labels, axis_name)
+        certified = certified + metrics["alignment"]
+    loss = (1 - kappa) * certified + kappa * natural
+    if recipe.regularizer and outcome.boxes is not None and outcome.boxes.layers is not None:
+        metrics["regularizer"] = bound_regularizer(outcome.boxes.layers, axis_name)
+        loss = loss + recipe.regularizer * (1 - scale) * metrics["regularizer"]
+    if recipe.l1:
+        loss = loss + recipe.l1 * sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(params))
+    metrics |= {"loss": loss, "accuracy": _accuracy(logits, labels, axis_name)}
+    for name, worst in outcome.worst.items():
+        metrics[f"worst_accuracy/{name}"] = _accuracy(worst.logits, labels, axis_name)
+    return loss, (jax.lax.stop_gradient(metrics), clean, vectors)
+
+
+def _natural_loss(
+    recipe: Recipe, params: Any, state: TrainState, batch: tuple[jax.Array, ...], axis_name: str | None
+) -> jax.Array:
+    images, labels, *_ = batch
+    f, _ = _clean_classifier(recipe, params, state, images, axis_name)
+    return pmean(jnp.mean(cross_entropy(jax.vmap(f)(images), labels)), axis_name)
+
+
+def _clean_classifier(
+    recipe: Recipe, params: Any, state: TrainState, images: jax.Array, axis_name: str | None
+) -> tuple[Callable[[jax.Array], jax.Array], Any]:
+    """The network of one example, normalised by the statistics of the clean batch; and these."""
+    variables = state.variables | {"params": params}
+    clean = clean_statistics(recipe.model, variables, images, axis_name)
+    return classifier(recipe.model, {**variables, **({"batch_stats": clean} if clean else {})}), clean
+
+
+def _alignment(settings: Alignment, outcome: Outcome, labels: jax.Array, axis_name: str | None) -> jax.Array:
+    lower, higher = (outcome.worst[name].logits for name in (settings.lower, settings.higher))
+    return settings.weight * alignment(lower, higher, labels, axis_name)
+
+
+def _accuracy(logits: jax.Array, labels: jax.Array, axis_name: str | None) -> jax.Array:
+    return pmean(jnp.mean(jnp.argmax(logits, axis=-1) == labels), axis_name)

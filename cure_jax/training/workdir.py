@@ -1,0 +1,115 @@
+"""The work directory of a training run: the config it was made with, and how files are written into it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+
+
+class WorkdirError(ValueError):
+    """A work directory belongs to another configuration, or to none."""
+
+
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Read the config that a work directory was made with.
+
+    Args:
+      workdir: The work directory.
+
+    Returns:
+      The config, as `write_config` got it, with lists for tuples.
+
+    Raises:
+      WorkdirError: If there is none, or it is not valid JSON.
+    """
+    path = _config_path(workdir)
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise WorkdirError(
+            f"There is no {path}; the work directory of a training was expected. Run launch/train.py with it first, "
+            "or correct the path."
+        ) from None
+    except ValueError as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); JSON was expected. Restore it from a backup, or choose another work "
+            "directory."
+        ) from error
+
+
+def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write the config of a work directory, `config.json`, in one step: it is there completely or not at all.
+
+    Args:
+      workdir: The work directory, made if missing.
+      config: The config: nested mappings, JSON-serialisable.
+    """
+    path = _config_path(workdir)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+
+
+def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Check that a work directory is new or was made with this very config. Touches nothing.
+
+    Args:
+      workdir: The work directory; it need not exist.
+      config: The config of the run that is to use it.
+
+    Raises:
+      WorkdirError: If it was made with another config; the message names every field that differs.
+    """
+    if not _config_path(workdir).exists():
+        return
+    old, new = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
+    absent = object()
+    differences = [
+        f"{field} was {_shown(old, field)}, now {_shown(new, field)}"
+        for field in sorted({*old, *new})
+        if old.get(field, absent) != new.get(field, absent)
+    ]
+    if differences:
+        raise WorkdirError(
+            f"The work directory {workdir} was made with another config ({'; '.join(differences)}); the same config "
+            "was expected. Choose another work directory, or set the old values to resume. Nothing was changed."
+        )
+
+
+def _config_path(workdir: str | os.PathLike) -> Path:
+    return file_system_path(workdir) / "config.json"
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
+
+
+def _shown(fields: dict[str, Any], field: str) -> str:
+    if field not in fields:
+        return "absent"
+    return "{}" if fields[field] is flax.traverse_util.empty_node else repr(fields[field])
+
+
+def file_system_path(directory: str | os.PathLike) -> Path:
+    """Check that a directory is a path of a file system and not a URL; returns it as an absolute path."""
+    if "://" in str(directory):
+        raise ValueError(
+            f"Got the directory {str(directory)!r}; a path of a file system was expected. Mount the bucket, for "
+            "instance with gcsfuse, and pass the mounted path."
+        )
+    return Path(directory).absolute()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file in one step: readers see what was there before or all of `text`, even after a crash."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

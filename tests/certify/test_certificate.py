@@ -1,0 +1,109 @@
+"""Certificates: what is proved, and everything that must not be."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cure_jax as cj
+from cure_jax.certify import METHODS
+from tests import networks
+
+
+def test_margins_are_in_ascending_order_of_the_other_classes():
+    x = jnp.array([3.0, 5.0, 4.0, -1.0])
+    for label in range(4):
+        expected = [x[label] - x[j] for j in range(4) if j != label]
+        np.testing.assert_array_equal(cj.margins(lambda x: x, label)(x), expected)
+        np.testing.assert_array_equal(jax.jit(lambda x, y: cj.margins(lambda x: x, y)(x))(x, label), expected)
+
+
+@pytest.mark.parametrize("p", [jnp.inf, 2.0, 1.0])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_verified_examples_cannot_be_broken_on_a_grid(method, p):
+    @jax.jit
+    def verdicts(params, x, eps):
+        f = functools.partial(networks.mlp, params)
+        label = jnp.argmax(f(x))
+        region = cj.lp_ball(x, eps, float(p), within=(0.0, 1.0))
+        box = region.bounding_box()
+        points = networks.grid(box)
+        inside = jax.vmap(region.contains)(points)
+        robust = jnp.all((jnp.argmax(jax.vmap(f)(points), axis=1) == label) | ~inside)
+        return cj.certify(f, x, label, region, method).verified, robust
+
+    generator, verified = np.random.default_rng(0), 0
+    for seed in range(8):
+        x = jnp.asarray(generator.uniform(size=2).astype(np.float32))
+        for eps in (0.02, 0.1, 0.3):
+            proved, robust = verdicts(networks.mlp_params(seed), x, jnp.float32(eps))
+            assert robust or not proved
+            verified += bool(proved)
+    assert 8 <= verified < 24
+
+
+def test_a_wrong_prediction_is_never_verified():
+    x = jnp.array([0.9, 0.1])
+    assert not cj.certify(lambda x: x, x, 1, cj.linf_ball(x, 0.0)).verified
+    assert cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.0)).verified
+
+
+@pytest.mark.parametrize("label", [-1, 2, 1000])
+def test_a_label_out_of_range_is_never_verified(label):
+    x = jnp.array([0.5, 0.5])
+    f = lambda x: -jnp.abs(x) - 1.0  # noqa: E731
+    assert not cj.certify(f, x, label, cj.linf_ball(x, 0.0)).verified
+    assert not jax.jit(lambda y: cj.certify(f, x, y, cj.linf_ball(x, 0.0)).verified)(label)
+
+
+def test_nan_is_never_verified():
+    x = jnp.array([0.9, 0.1])
+    assert not cj.certify(lambda x: x * jnp.nan, x, 0, cj.linf_ball(x, 0.1)).verified
+    bad = jnp.array([jnp.nan, 0.1])
+    assert not jax.jit(lambda x: cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1)).verified)(bad)
+    assert not jax.jit(lambda e: cj.certify(lambda x: x, x, 0, cj.l2_ball(x, e)).verified)(jnp.nan)
+
+
+def test_an_example_outside_of_its_region_is_never_verified():
+    x = jnp.array([0.9, 0.1])
+    assert not cj.certify(lambda x: x, x, 0, cj.linf_ball(x - 0.3, 0.1)).verified
+
+
+def test_an_image_outside_of_the_pixel_box_is_never_verified():
+    x = jnp.array([1.4, 0.1])
+    verified = jax.jit(lambda x: cj.certify(lambda x: x, x, 0, cj.l2_ball(x, 0.1, within=(0.0, 1.0))).verified)
+    assert not verified(x)
+
+
+def test_ties_are_not_verified():
+    x = jnp.array([0.5, 0.5])
+    assert not cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.0)).verified
+
+
+def test_the_union_is_the_conjunction():
+    x = jnp.array([0.8, 0.3])
+    regions = {"linf": cj.linf_ball(x, 0.2), "l2": cj.l2_ball(x, 0.5)}
+    result = cj.certify_union(lambda x: x, x, 0, regions)
+    assert bool(result.norms["linf"].verified)
+    assert not bool(result.norms["l2"].verified)
+    assert not bool(result.verified)
+    assert bool(cj.certify_union(lambda x: x, x, 0, {"linf": regions["linf"]}).verified)
+
+
+def test_the_best_method_is_no_looser_than_any():
+    f, x = networks.random_mlp(9), jnp.array([0.4, 0.6])
+    region = cj.l2_ball(x, 0.2, within=(0.0, 1.0))
+    margins = {method: cj.certify(f, x, 0, region, method).margin for method in METHODS}
+    assert all(margins["best"] >= margin - 1e-6 for margin in margins.values())
+
+
+def test_bad_arguments_are_refused():
+    x = jnp.array([0.8, 0.3])
+    with pytest.raises(ValueError, match=r"Unknown method 'crwn'; expected one of ibp, crown-ibp, crown"):
+        cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1), "crwn")
+    with pytest.raises(ValueError, match="same shape"):
+        cj.certify(lambda x: x, jnp.zeros(3), 0, cj.linf_ball(x, 0.1))
+    with pytest.raises(ValueError, match="no regions"):
+        cj.certify_union(lambda x: x, x, 0, {})

@@ -1,0 +1,78 @@
+"""Many examples: the same verdicts as one by one, whatever the batch size and the devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+import cure_jax as cj
+from tests import networks
+
+REGIONS = {
+    "linf": lambda x: cj.linf_ball(x, 0.05, within=(0.0, 1.0)),
+    "l2": lambda x: cj.l2_ball(x, 0.08, within=(0.0, 1.0)),
+}
+F = networks.random_mlp(3)
+IMAGES = np.random.default_rng(0).uniform(size=(21, 2)).astype(np.float32)
+LABELS = np.array(jnp.argmax(jax.vmap(F)(IMAGES), axis=1))
+LABELS[:3] = (LABELS[:3] + 1) % 3
+
+
+@pytest.mark.parametrize("method", ["crown", "best"])
+def test_verdicts_are_those_of_single_examples(method):
+    result = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method=method, batch_size=8)
+    for norm, make_region in REGIONS.items():
+        one = jax.jit(lambda x, y, make_region=make_region: cj.certify(F, x, y, make_region(x), method).verified)
+        single = [one(x, y) for x, y in zip(IMAGES, LABELS, strict=True)]
+        np.testing.assert_array_equal(result.verified[norm], single)
+    assert not result.correct[:3].any()
+    assert result.correct[3:].all()
+    np.testing.assert_array_equal(result.union, result.verified["linf"] & result.verified["l2"])
+    assert 0 < result.union.sum() < len(IMAGES)
+
+
+def test_batches_and_devices_make_no_difference():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    expected = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, batch_size=32)
+    for options in ({"batch_size": 1}, {"batch_size": 16, "mesh": mesh}):
+        result = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, **options)
+        for norm in REGIONS:
+            np.testing.assert_array_equal(result.verified[norm], expected.verified[norm])
+            np.testing.assert_allclose(result.margin[norm], expected.margin[norm], atol=1e-5)
+
+
+def test_no_attack_breaks_a_certificate():
+    proved = cj.certify_dataset(F, IMAGES, LABELS, REGIONS)
+    attacked = cj.attack_dataset(F, IMAGES, LABELS, REGIONS, key=jax.random.key(0), steps=20, restarts=2)
+    for norm in REGIONS:
+        assert np.all(attacked.survived[norm] >= proved.verified[norm])
+    assert not attacked.survived["linf"][:3].any()
+    assert np.all(attacked.union >= proved.union)
+
+
+def test_a_certificate_of_a_network_compiles_once_for_all_batches():
+    traces = []
+
+    def counted(x):
+        traces.append(1)
+        return F(x)
+
+    cj.certify_dataset(counted, IMAGES, LABELS, {"linf": REGIONS["linf"]}, batch_size=4)
+    few = len(traces)
+    traces.clear()
+    cj.certify_dataset(counted, np.tile(IMAGES, (4, 1)), np.tile(LABELS, 4), {"linf": REGIONS["linf"]}, batch_size=4)
+    assert len(traces) <= few
+
+
+def test_bad_examples_are_refused():
+    with pytest.raises(ValueError, match="images"):
+        cj.certify_dataset(F, IMAGES * 3, LABELS, REGIONS)
+    with pytest.raises(ValueError, match="labels"):
+        cj.certify_dataset(F, IMAGES, LABELS + 7, REGIONS)
+    with pytest.raises(ValueError, match="21 images and 20 labels"):
+        cj.certify_dataset(F, IMAGES, LABELS[:-1], REGIONS)
+    with pytest.raises(ValueError, match="no regions"):
+        cj.certify_dataset(F, IMAGES, LABELS, {})
+    with pytest.raises(ValueError, match="Unknown method"):
+        cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method="exact")
