@@ -46,7 +46,7 @@ _LIBRARIES = tuple(
 )
 
 
-class UnsupportedPrimitive(NotImplementedError):  # noqa: N818  (named for what the user must act on)
+class UnsupportedPrimitive(NotImplementedError):
     """A primitive that depends on the input has no bound rule."""
 
 
@@ -176,14 +176,12 @@ class _Flattener:
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
         inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         # A fresh environment for each call: variables are shared between cached sub-jaxprs.
-        environment: dict[Any, Operand] = dict(
-            zip(inner.constvars, map(jnp.asarray, constants), strict=True)
-        )
+        environment: dict[Any, Operand] = dict(zip(inner.constvars, map(jnp.asarray, constants), strict=True))
         environment.update(zip(inner.invars, arguments, strict=True))
 
         def read(atom: Any) -> Operand:
             if isinstance(atom, jex.Literal):
-                return jnp.asarray(atom.val, dtype=atom.aval.dtype)
+                return jnp.asarray(atom.val, dtype=getattr(atom.aval, "dtype", None))
             return environment[atom]
 
         for equation in inner.eqns:

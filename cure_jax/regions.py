@@ -39,6 +39,10 @@ class Region(Protocol):
         """Return the smallest box that holds the region."""
         ...
 
+    def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
+        """Return whether x is in the region, give or take `tolerance`; False for NaN."""
+        ...
+
     def project(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
         """Return the point of the region nearest to x."""
         ...
@@ -204,8 +208,8 @@ class LpBall:
 
         With t the distance from center in units of the radius, coordinate by coordinate t is the lesser of cap and the
         root of t + nu / radius^2 t^(p-1) = |x - center| / radius. nu is 0 where that is inside, else it puts the norm
-        of t at 1 and is found by bisection. The search ends on its inner side, and what rounding leaves is removed by a
-        scaling towards the center, which stays inside.
+        of t at 1 and is found by bisection, or by Newton's method for p = 2 with one radius. What the search leaves
+        outside is removed by a scaling towards the center, which stays inside.
 
         Args:
             x: any finite point, of the shape of center.
@@ -488,9 +492,14 @@ def _shrink_into_ball(distance: Array, cap: Array, radius: Array, p: float) -> A
     def outside(nu: Array) -> Array:
         return jnp.sum(_power(at(nu), p)) > 1
 
-    if p == 2:
-        return at(_secular_root(distance, cap, weight))
-    return at(_bisect(outside, _norm(distance / weight, _dual(p)))[1])
+    def bisected() -> Array:
+        return _bisect(outside, _norm(distance / weight, _dual(p)))[1]
+
+    if p != 2:
+        return at(bisected())
+    # Widely spread radii need more of Newton's steps than there are: exact only where all that can move are the same.
+    same = jnp.all((radius == jnp.max(radius)) | (radius == 0))
+    return at(lax.cond(same, lambda: _secular_root(distance, cap, weight), bisected))
 
 
 def _secular_root(distance: Array, cap: Array, weight: Array) -> Array:

@@ -1,5 +1,6 @@
 """Small random networks for tests."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ def mlp_params(seed: int, sizes: tuple[int, ...] = (2, 8, 8, 3)) -> list[tuple[j
             jnp.asarray(generator.normal(size=(a, b)).astype(np.float32) * np.float32(1.5 / np.sqrt(a))),
             jnp.asarray(generator.normal(size=b).astype(np.float32) * np.float32(0.5)),
         )
-        for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        for a, b in itertools.pairwise(sizes)
     ]
 
 

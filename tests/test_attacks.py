@@ -153,10 +153,11 @@ def test_jit_vmap_and_plain_calls_agree_and_the_key_decides(attack):
     def run(x, label, key):
         return attack(network, x, label, l2_ball(x, 0.5, (0.0, 1.0)), key=key, steps=5, restarts=2)
 
-    batched = jax.jit(jax.vmap(run))(xs, labels, keys)
+    compiled = jax.jit(jax.vmap(run))
+    batched = compiled(xs, labels, keys)
     chex.assert_trees_all_close(batched[1], run(xs[1], labels[1], keys[1]), atol=1e-4)
-    chex.assert_trees_all_equal(batched, jax.jit(jax.vmap(run))(xs, labels, keys))
-    assert jnp.any(batched != jax.jit(jax.vmap(run))(xs, labels, keys[::-1]))
+    chex.assert_trees_all_equal(batched, compiled(xs, labels, keys))
+    assert jnp.any(batched != compiled(xs, labels, keys[::-1]))
 
 
 @attacks

@@ -52,8 +52,8 @@ def random_points(region, seed, count=50):
     r = np.random.default_rng(seed)
     offsets = r.normal(size=(count, *SHAPE)) ** r.choice([1, 5], (count, 1, 1))
     sizes = np.linalg.norm(offsets.reshape(count, -1), region.p, axis=1) / np.minimum(r.uniform(0, 2, count), 1)
-    box = region.bounding_box()
-    return np.clip(region.center + offsets / sizes[:, None, None] * region.radius, box.lower, box.upper)
+    center, radius, box = jax.tree.map(np.asarray, (region.center, region.radius, region.bounding_box()))
+    return np.clip(center + offsets / sizes[:, None, None] * radius, box.lower, box.upper)
 
 
 @jax.jit

@@ -1,7 +1,8 @@
 """CROWN and CROWN-IBP: linear bounds by backward substitution.
 
-Source: Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", NeurIPS 2018
-(CROWN); Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", ICLR 2020 (CROWN-IBP).
+Source: Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", NeurIPS
+2018 (CROWN); Zhang et al., "Towards Stable and Efficient Training of Verifiably Robust Neural Networks", ICLR 2020
+(CROWN-IBP).
 """
 
 from collections.abc import Callable, Mapping, Sequence

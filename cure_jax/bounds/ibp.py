@@ -2,21 +2,21 @@
 
 Intervals are pushed forward, one equation at a time. Two things make it tighter than the textbook version:
 
-* **First layer.** As long as the values are a ball {c + r * d : |d|_p <= 1} (pixels, normalisation, reshapes), the first map that
-  mixes coordinates is bounded exactly by the dual norm, row by row: W c +- |W diag(r)|_q. For p = inf this is interval arithmetic.
-  It is intersected with what the bounding box gives, which knows the pixel box.
+* **First layer.** As long as the values are a ball {c + r * d : |d|_p <= 1} (pixels, normalisation, reshapes), the
+  first map that mixes coordinates is bounded exactly by the dual norm, row by row: W c +- |W diag(r)|_q. For p = inf
+  this is interval arithmetic. It is intersected with what the bounding box gives, which knows the pixel box.
 * **Last layer.** Everything affine after the last nonlinearity (last dense layer, margins) is one affine map,
   concretised once (`ibp(margins(f, label))` is the "elision of the last layer").
 
-Sources: Gowal et al., "On the Effectiveness of Interval Bound Propagation", arXiv 1810.12715, Eqs. 6-9; dual norms: Wong & Kolter,
-ICML 2018, Section 3; Zhang et al., NeurIPS 2018, Eq. 7.
+Sources: Gowal et al., "On the Effectiveness of Interval Bound Propagation", arXiv 1810.12715, Eqs. 6-9; dual norms:
+Wong & Kolter, ICML 2018, Section 3; Zhang et al., NeurIPS 2018, Eq. 7.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
@@ -118,7 +118,7 @@ def propagate(graph: graphs.Graph, region: Region, refine: Refine | None = None)
       Each contains all values that its node takes on the region, if `refine` is sound.
     """
     values = {graph.input.index: region.bounding_box()}
-    balls = {graph.input.index: _Ball(region.center, region.radius, region.p)} if _is_finite_ball(region) else {}
+    balls = _input_ball(graph, region)
     for equation in graph.equations:
         rule = rules.lookup(equation)
         operands: Sequence[Interval] = [values[node.index] for node in equation.bounded]
@@ -139,8 +139,11 @@ def propagate(graph: graphs.Graph, region: Region, refine: Refine | None = None)
     return values
 
 
-def _is_finite_ball(region: Region) -> bool:
-    return isinstance(region, LpBall) and region.p < jnp.inf
+def _input_ball(graph: graphs.Graph, region: Region) -> dict[int, "_Ball"]:
+    """A box gains nothing from being a ball: intervals are exact for it."""
+    if not isinstance(region, LpBall) or region.p == math.inf:
+        return {}
+    return {graph.input.index: _Ball(region.center, region.radius, region.p)}
 
 
 class _Ball(NamedTuple):

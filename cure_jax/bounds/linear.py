@@ -1,14 +1,14 @@
 """The one backward fold: linear lower bounds, substituted back through a graph.
 
 To bound <c, y> from below over a region, start with the coefficients c on the node y and walk the equations backwards.
-An affine equation moves the coefficients to its operands by `jax.vjp`; a relaxed nonlinear one replaces its output by the lower
-line where the coefficient is positive and the upper line where it is negative. What remains is a linear function of the input (and of
-nodes that were not relaxed), minimised exactly by the support function of the region.
+An affine equation moves the coefficients to its operands by `jax.vjp`; a relaxed nonlinear one replaces its output by
+the lower line where the coefficient is positive and the upper line where it is negative. What remains is a linear
+function of the input (and of nodes that were not relaxed), minimised exactly by the support function of the region.
 
 Only LOWER bounds are substituted back: an upper bound of y is minus the lower bound of -y.
 
-Source: Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", NeurIPS 2018,
-Theorem 3.2; Xu et al., "Automatic Perturbation Analysis", NeurIPS 2020, Theorem 1 for general graphs.
+Source: Zhang et al., "Efficient Neural Network Robustness Certification with General Activation Functions", NeurIPS
+2018, Theorem 3.2; Xu et al., "Automatic Perturbation Analysis", NeurIPS 2020, Theorem 1 for general graphs.
 """
 
 import math

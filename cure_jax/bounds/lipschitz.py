@@ -1,12 +1,13 @@
 """Lipschitz constants of a network in the 2-norm, estimated by power iteration: for training.
 
 A network is a chain (or graph) of affine blocks between 1-Lipschitz nonlinearities. With K the constant of
-what lies before the last block and w_j the rows of the last block, the margin f_y - f_j moves by at most K |w_y - w_j|_2 eps
-inside an l_2 ball of radius eps. A block is the whole affine map from one nonlinearity to the next (convolution
-and normalisation together), as an operator on its image size; where branches meet, their constants add.
+what lies before the last block and w_j the rows of the last block, the margin f_y - f_j moves by at most K |w_y -
+w_j|_2 eps inside an l_2 ball of radius eps. A block is the whole affine map from one nonlinearity to the next
+(convolution and normalisation together), as an operator on its image size; where branches meet, their constants add.
 
-Sources: Tsuzuku et al., "Lipschitz-Margin Training", NeurIPS 2018, Proposition 1; Leino et al., "Globally-Robust Neural Networks"
-(GloRo), ICML 2021, Section 3; power iteration with the vectors kept between steps: Miyato et al., ICLR 2018.
+Sources: Tsuzuku et al., "Lipschitz-Margin Training", NeurIPS 2018, Proposition 1; Leino et al., "Globally-Robust
+Neural Networks" (GloRo), ICML 2021, Section 3; power iteration with the vectors kept between steps: Miyato et al.,
+ICLR 2018.
 
 Soundness:
   NONE. Power iteration approaches a spectral norm from below, so nothing here may enter a certificate.

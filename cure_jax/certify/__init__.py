@@ -1,4 +1,4 @@
-"""From bounds to verdicts: `margins` states what is to be proved, `certificate` proves it for one example, `dataset` for many."""
+"""From bounds to verdicts: `margins` says what is to be proved, `certificate` proves it for one, `dataset` for many."""
 
 from cure_jax.certify.certificate import (
     CHEAP_TO_TIGHT,

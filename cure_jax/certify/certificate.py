@@ -18,7 +18,6 @@ __all__ = ["CHEAP_TO_TIGHT", "METHODS", "Certificate", "UnionCertificate", "boun
 Bound = Callable[[Callable[[jax.Array], jax.Array]], Callable[[Region], Interval]]
 
 
-
 def _best(f: Callable[[jax.Array], jax.Array]) -> Callable[[Region], Interval]:
     """For each output the tightest of all methods."""
 
@@ -95,8 +94,8 @@ def certify(
       method: "ibp", "crown-ibp", "crown" (from cheap to tight), or "best": the tightest of them for each margin.
 
     Returns:
-      The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x` is wrong, or `x`
-      lies outside of the region.
+      The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x`
+      is wrong, or `x` lies outside of the region.
 
     Raises:
       ValueError: for an unknown method, or shapes of `x` and `region` that differ.
@@ -109,7 +108,10 @@ def certify(
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
       >>> x = jnp.array([0.8, 0.3])
-      >>> bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.2)).verified), bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.3)).verified)
+      >>> (
+      ...     bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.2)).verified),
+      ...     bool(cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.3)).verified),
+      ... )
       (True, False)
     """
     x, label = jnp.asarray(x), jnp.asarray(label)

@@ -81,8 +81,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         passed to the compiled function as arguments, instead of being compiled in.
       images: `[examples, *x]`, pixels in [0, 1].
       labels: `[examples]`, integers in [0, classes).
-      regions: by norm, a function from an example to its region: `{"l2": lambda x: l2_ball(x, 0.5, within=(0.0, 1.0))}`;
-        as a `Partial` whose radius is an argument, it is compiled once for all radii.
+      regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
+        a `Partial` whose radius is an argument, it is compiled once for all radii.
       method: "ibp", "crown-ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices each batch is divided.

@@ -5,7 +5,8 @@ the rows of W diag(r) are computed (`registry.Affine.magnitude`):
 
 * *moving* primitives copy entries: W is a selection, the norm of a row is the entry it selects;
 * *summing* primitives have 0/1 rows with several ones: (sum of r^q)^(1/q), or the maximum for q = inf;
-* *bilinear* ones carry weights: (|W|^q r^q)^(1/q), exact because each pair of an input and an output meets in one weight.
+* *bilinear* ones carry weights: (|W|^q r^q)^(1/q), exact because each pair of an input and an output meets in one
+  weight.
 """
 
 import math

@@ -24,8 +24,8 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     Args:
       lower: `[*node]`.
       upper: `[*node]`.
-      alpha: slope below where the sign is not known, in [0, 1]; None takes 1 where upper > -lower and 0 elsewhere, which
-        minimises the area between the lines (CROWN).
+      alpha: slope below where the sign is not known, in [0, 1]; None takes 1 where upper > -lower and 0 elsewhere,
+        which minimises the area between the lines (CROWN).
 
     Returns:
       `(lower_slope, upper_slope, upper_intercept)`: `lower_slope * x <= relu(x) <= upper_slope * x + upper_intercept`.
@@ -98,7 +98,7 @@ def _relax_min_pair(equation: Equation, intervals: Sequence[Interval], alpha: ja
 
 
 def _mixed(weight: jax.Array, intercept: jax.Array) -> LinearMap:
-    """weight * x + (1 - weight) * y + intercept."""
+    """Weight * x + (1 - weight) * y + intercept."""
     return LinearMap(lambda coefficients: (coefficients * weight, coefficients * (1 - weight)), intercept)
 
 

@@ -27,7 +27,9 @@ def _candidates(equation: Equation, x: jax.Array) -> jax.Array:
         axes = tuple(params["axes"])
         return jnp.moveaxis(x, axes, range(len(axes))).reshape(-1, *equation.output.shape)
     window, strides, dilation = (params[n] for n in ("window_dimensions", "window_strides", "window_dilation"))
-    spacing = [(low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)]
+    spacing = [
+        (low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)
+    ]
     padded = lax.pad(x, jnp.asarray(-jnp.inf, x.dtype), spacing)
     slices = []
     for offset in itertools.product(*(range(size) for size in window)):

@@ -4,7 +4,8 @@ One table serves every algorithm. A rule is found by the name of the primitive A
 bounded; there is no default that lets an unknown primitive pass.
 
 * An **affine** rule needs no backward code: coefficients are pulled back through the primitive itself with
-  `jax.vjp`. It says how magnitudes propagate (`magnitude`), from which interval bounds and exact dual-norm bounds follow.
+  `jax.vjp`. It says how magnitudes propagate (`magnitude`), from which interval bounds and exact dual-norm bounds
+  follow.
 * A **nonlinear** rule gives `interval(equation, *intervals)` and `relax(equation, intervals, alpha)`: for each
   bounded operand a lower and an upper linear map with intercept, sound for every alpha in [0, 1].
 """
@@ -43,10 +44,11 @@ class Affine(NamedTuple):
     """A primitive that is affine in its bounded operands together.
 
     Attributes:
-      magnitude: `(equation, q, *radii) -> radius`: with W the matrix of the linear part and r the non-negative radii of the
-        operands, the vector of q-norms of the rows of W diag(r); `q = 1` gives interval arithmetic, the dual
+      magnitude: `(equation, q, *radii) -> radius`: with W the matrix of the linear part and r the non-negative radii
+        of the operands, the vector of q-norms of the rows of W diag(r); `q = 1` gives interval arithmetic, the dual
         exponent of p the exact image of an l_p ball.
-      diagonal: each output depends on at most one input coordinate, each coordinate goes to at most one output: balls stay balls.
+      diagonal: each output depends on at most one input coordinate, each coordinate goes to at most one output: balls
+        stay balls.
       offset: the primitive adds something constant (its value at zero is not zero).
     """
 

@@ -9,7 +9,7 @@ import difflib
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,10 @@ from cure_jax.training import multi_norm, objectives, schedules
 from cure_jax.training.gradient_projection import gradient_projection
 from cure_jax.training.step import Alignment, Recipe
 
-__all__ = ["PIXELS", "build_recipe", "check", "default_config", "make_regions", "norm_exponent"]
+__all__ = ["PIXELS", "Config", "build_recipe", "check", "default_config", "make_regions", "norm_exponent"]
 
+# An `ml_collections.ConfigDict`, whose fields have no static types.
+Config: TypeAlias = Any
 PIXELS = (0.0, 1.0)
 _PRECISIONS = ("default", "high", "highest")
 # The fields of `losses.NORM` besides `kind`, with their defaults.
@@ -38,11 +40,11 @@ _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
 _COMBINERS = ("joint", "worst", "random_norm")
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Config:
     """Every field of a config, with its default.
 
-    Radii are in pixels of [0, 1]; epochs are counted from 0; `losses` says which norms are trained and how, `radii` which are
-    certified and attacked, `reported` which are certified beside them without entering the union.
+    Radii are in pixels of [0, 1]; epochs are counted from 0; `losses` says which norms are trained and how, `radii`
+    which are certified and attacked, `reported` which are certified beside them without entering the union.
 
     Examples:
       >>> config = default_config()
@@ -51,6 +53,8 @@ def default_config() -> ml_collections.ConfigDict:
     """
     return ml_collections.ConfigDict(
         {
+            # How tables call the method.
+            "name": "",
             "seed": 0,
             "dataset": "digits",
             "data_dir": "",
@@ -125,7 +129,7 @@ class _Ball:
         return lp_ball(x, eps, self.p, PIXELS)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: Config) -> None:
     """Checks a config before anything is computed or written.
 
     Raises:
@@ -134,9 +138,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     """
     _check_fields(config, default_config(), "", free=("model.options", "radii", "reported", "losses", "weights"))
     for group in ("radii", "reported"):
-        for name, eps in config[group].items():
+        for name, eps in dict(getattr(config, group)).items():
             norm_exponent(name)
-            _require(math.isfinite(eps) and eps >= 0, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]")
+            _require(
+                math.isfinite(eps) and eps >= 0, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]"
+            )
     _require(len(config.radii) > 0, "radii", dict(config.radii), "at least one norm to certify")
     _require(len(config.losses) > 0, "losses", {}, "at least one norm to train")
     for name, loss in config.losses.items():
@@ -144,38 +150,51 @@ def check(config: ml_collections.ConfigDict) -> None:
     _require(config.combine in _COMBINERS, "combine", config.combine, f"one of {', '.join(_COMBINERS)}")
     _require(config.precision in _PRECISIONS, "precision", config.precision, f"one of {', '.join(_PRECISIONS)}")
     initializations = ("ibp", "default")
-    _require(config.initialization in initializations, "initialization", config.initialization, f"one of {initializations}")
+    _require(
+        config.initialization in initializations, "initialization", config.initialization, f"one of {initializations}"
+    )
     if config.alignment.weight:
         for side in ("lower", "higher"):
             norm = config.alignment[side]
             _require(norm in config.losses, f"alignment.{side}", norm, f"a norm of losses ({', '.join(config.losses)})")
-        _require(config.combine != "random_norm", "combine", config.combine, "joint or worst, for alignment to compare norms")
+        _require(
+            config.combine != "random_norm", "combine", config.combine, "joint or worst, for alignment to compare norms"
+        )
     for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"):
-        _require(config[field] >= 1, field, config[field], "at least 1")
-    _require(config.natural_epochs <= config.ramp_end, "ramp_end", config.ramp_end, f"at least natural_epochs = {config.natural_epochs}")
+        _require(getattr(config, field) >= 1, field, getattr(config, field), "at least 1")
+    _require(
+        config.natural_epochs <= config.ramp_end,
+        "ramp_end",
+        config.ramp_end,
+        f"at least natural_epochs = {config.natural_epochs}",
+    )
     _require(0 <= config.projection.beta <= 1, "projection.beta", config.projection.beta, "a share in [0, 1]")
 
 
-def _check_loss(config: ml_collections.ConfigDict, name: str, loss: ml_collections.ConfigDict) -> None:
+def _check_loss(config: Config, name: str, loss: Config) -> None:
     norm_exponent(name)
-    _require(name in config.radii, f"losses.{name}", dict(loss), f"a norm that has a radius ({', '.join(config.radii)})")
+    _require(
+        name in config.radii, f"losses.{name}", dict(loss), f"a norm that has a radius ({', '.join(config.radii)})"
+    )
     kind = loss.get("kind")
     _require(kind in _LOSS_FIELDS, f"losses.{name}.kind", kind, f"one of {', '.join(_LOSS_FIELDS)}")
     for field in loss:
         known = ("kind", *_LOSS_FIELDS[kind])
-        _require(field in known, f"losses.{name}.{field}", loss[field], f"only the fields {', '.join(known)} for {kind}")
+        _require(
+            field in known, f"losses.{name}.{field}", loss[field], f"only the fields {', '.join(known)} for {kind}"
+        )
     if kind == "lipschitz":
         _require(name == "l2", f"losses.{name}.kind", kind, "this loss for l2 only")
 
 
-def _check_fields(config: Mapping, known: Mapping, prefix: str, free: tuple[str, ...]) -> None:
+def _check_fields(config: Config, known: Config, prefix: str, free: tuple[str, ...]) -> None:
     for name, value in config.items():
         path = prefix + name
         if name not in known:
             close = difflib.get_close_matches(name, list(known), n=1)
             hint = f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(known)}."
             raise ValueError(f"Unknown config field {path!r}; expected fields of training.default_config(). {hint}")
-        if isinstance(known[name], Mapping | ml_collections.ConfigDict) and path not in free:
+        if isinstance(known[name], ml_collections.ConfigDict) and path not in free:
             _check_fields(value, known[name], path + ".", free)
 
 
@@ -184,10 +203,10 @@ def _require(condition: bool, field: str, value: Any, expected: str) -> None:
         raise ValueError(f"config.{field} is {value!r}; expected {expected}. Change it.")
 
 
-def build_recipe(config: ml_collections.ConfigDict, model: nn.Module, steps_per_epoch: int) -> Recipe:
+def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Recipe:
     """Everything that a training step needs, from a checked config."""
 
-    def steps(epochs: float) -> int:
+    def steps(epochs: float | int) -> int:
         return round(epochs * steps_per_epoch)
 
     ramp_end = steps(config.ramp_end)
@@ -195,8 +214,8 @@ def build_recipe(config: ml_collections.ConfigDict, model: nn.Module, steps_per_
     start = ramp_end if starts_at_ramp_end else steps(config.projection.start_epoch)
     projects = config.projection.beta > 0
     adam = optax.scale_by_adam()
-    rate = optax.piecewise_constant_schedule(
-        config.learning_rate, {steps(epoch): config.milestone_factor for epoch in config.milestones}
+    rate = schedules.milestones(
+        config.learning_rate, [steps(epoch) for epoch in config.milestones], config.milestone_factor
     )
     optimizer = optax.chain(
         gradient_projection(adam, config.projection.beta, start) if projects else optax.with_extra_args_support(adam),
@@ -218,14 +237,14 @@ def build_recipe(config: ml_collections.ConfigDict, model: nn.Module, steps_per_
     )
 
 
-def _batch_objective(config: ml_collections.ConfigDict) -> multi_norm.BatchObjective:
+def _batch_objective(config: Config) -> multi_norm.BatchObjective:
     single = {name: _objective(config, name, loss) for name, loss in config.losses.items()}
     if config.combine == "joint":
         return multi_norm.joint(single, dict(config.weights) or None)
     return multi_norm.worst(single) if config.combine == "worst" else multi_norm.random_norm(single)
 
 
-def _objective(config: ml_collections.ConfigDict, name: str, loss: ml_collections.ConfigDict) -> objectives.Objective:
+def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
     ball, eps, steps = ball_of(name), config.radii[name], config.attack_steps
     settings = {**_LOSS_FIELDS[loss.kind], **{field: value for field, value in loss.items() if field != "kind"}}
     makers: dict[str, Callable[..., objectives.Objective]] = {

@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from cure_jax import graph as graphs
@@ -31,11 +30,11 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
-# Where a run happens, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("data_dir", "parallel", "keep_checkpoints")
+# Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
+_INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints", "reported")
 
 
-class TrainingDiverged(FloatingPointError):  # noqa: N818  (named for what happened)
+class TrainingDiverged(FloatingPointError):
     """The loss became NaN or infinite."""
 
 
@@ -67,7 +66,7 @@ class Fitted:
 def fit(
     model: nn.Module,
     data: Arrays,
-    config: ml_collections.ConfigDict,
+    config: configs.Config,
     workdir: str | os.PathLike | None = None,
     *,
     validation: Arrays | None = None,
@@ -75,12 +74,12 @@ def fit(
     """Trains a flax network so that its predictions can be proved not to change.
 
     Args:
-      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an argument
-        `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
+      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
+        argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
-      workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted resumes there, and ends
-        with the same numbers. Nothing is written if None.
+      workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
+        resumes there, and ends with the same numbers. Nothing is written if None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint.
 
     Returns:
@@ -96,7 +95,9 @@ def fit(
     images, labels = _prepared(model, data)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
-        raise ValueError(f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one.")
+        raise ValueError(
+            f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
+        )
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
         workdirs.write_config(workdir, _identity(config))
@@ -113,7 +114,7 @@ def fit(
             return trainer.run(state, checkpoints, writer)
 
 
-def restore(model: nn.Module, example: np.ndarray, config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> Fitted:
+def restore(model: nn.Module, example: np.ndarray, config: configs.Config, workdir: str | os.PathLike) -> Fitted:
     """The trained network of a work directory, read without changing anything.
 
     Args:
@@ -135,12 +136,12 @@ def restore(model: nn.Module, example: np.ndarray, config: ml_collections.Config
     return Fitted(model, state, [])
 
 
-def initial_state(config: ml_collections.ConfigDict, recipe: Recipe, example: np.ndarray) -> TrainState:
+def initial_state(config: configs.Config, recipe: Recipe, example: np.ndarray) -> TrainState:
     """The state before the first step, a function of `config.seed`."""
     key = jax.random.key(config.seed)
     init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
     pixels = as_pixels(jnp.asarray(example))
-    variables = recipe.model.init(init_key, pixels)
+    variables = jax.jit(recipe.model.init)(init_key, pixels)
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
@@ -167,7 +168,7 @@ def _prepared(model: nn.Module, data: Arrays) -> Arrays:
     return images if images.dtype == np.uint8 else checked, labels
 
 
-def _identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def _identity(config: configs.Config) -> dict[str, Any]:
     """What determines the result of a run."""
     return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
 
@@ -176,7 +177,7 @@ def _identity(config: ml_collections.ConfigDict) -> dict[str, Any]:
 class _Trainer:
     """One training run; everything but the state."""
 
-    config: ml_collections.ConfigDict
+    config: configs.Config
     recipe: Recipe
     data: Arrays
     validation: Arrays | None
@@ -210,7 +211,7 @@ class _Trainer:
         size, batch, seed = len(self.data[0]), self.config.batch_size, self.config.seed
         return np.stack([batch_indices(seed, step + i, size, batch) for i in range(count)])
 
-    def _record(  # noqa: PLR0913
+    def _record(
         self,
         state: TrainState,
         record: dict[str, float],
@@ -227,7 +228,9 @@ class _Trainer:
             checkpoints.save(step, state, {"validation_accuracy": record.get("validation_accuracy")})
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
-        logits = jax.jit(apply_batch, static_argnums=0)(self.recipe.model, state.variables, as_pixels(jnp.asarray(data[0])))
+        logits = jax.jit(apply_batch, static_argnums=0)(
+            self.recipe.model, state.variables, as_pixels(jnp.asarray(data[0]))
+        )
         return float(np.mean(np.argmax(jax.device_get(logits), axis=-1) == data[1]))
 
 
@@ -239,7 +242,10 @@ def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]
         index = int(np.argmax(bad))
         loss, norm = float(values["loss"][index]), float(values["gradient_norm"][index])
         raise TrainingDiverged(
-            f"The loss at step {first_step + index} is {loss} (gradient norm {norm}); expected finite numbers. Nothing of this "
-            "run of steps was saved: lower learning_rate, lengthen the ramp (ramp_end), or resume from the last checkpoint."
+            f"The loss at step {first_step + index} is {loss} (gradient norm {norm}); expected finite numbers. Nothing "
+            "of this run of steps was saved: lower learning_rate, lengthen the ramp (ramp_end), or resume from the "
+            "last checkpoint."
         )
-    return {name: float(np.mean(value)) for name, value in values.items()} | {"radius_scale": float(values["radius_scale"][-1])}
+    return {name: float(np.mean(value)) for name, value in values.items()} | {
+        "radius_scale": float(values["radius_scale"][-1])
+    }

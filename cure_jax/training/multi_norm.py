@@ -4,8 +4,10 @@ A batch objective is a function
 
     objective(network, images, labels, scale, keys, first) -> Outcome(losses, worst)
 
-`keys` holds one key for each example and `first` the global index of the first example, so that what is drawn at random does not
-depend on how the batch is divided over devices. Source: Jiang, Cheung & Singh, "Towards Generalized Certified Robustness with Multi-Norm
+`keys` holds one key for each example and `first` the global index of the first example, so that what is drawn at
+random does not depend on how the batch is divided over devices. Source: Jiang, Cheung & Singh, "Towards Generalized
+Certified
+  Robustness with Multi-Norm
 Training" (CURE), arXiv 2410.03000, Sections 4.1 (Joint, Max, Random) and 4.2 (bound alignment).
 """
 
@@ -41,7 +43,7 @@ class Outcome(NamedTuple):
 class BatchObjective(Protocol):
     """An objective of a batch."""
 
-    def __call__(  # noqa: PLR0913
+    def __call__(
         self,
         network: Network,
         images: Float[Array, "batch *x"],
@@ -69,7 +71,7 @@ def joint(objectives: Mapping[str, Objective], weights: Mapping[str, float] | No
     if set(shares) != set(objectives):
         raise ValueError(f"joint got weights for {sorted(shares)}; expected {sorted(objectives)}. Name the same norms.")
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:  # noqa: PLR0913
+    def objective(network, images, labels, scale, keys, first) -> Outcome:
         del first
         results = _every_norm(objectives, network, images, labels, scale, keys)
         losses = sum(shares[name] * cross_entropy(result.logits, labels) for name, result in results.items())
@@ -89,7 +91,7 @@ def worst(objectives: Mapping[str, Objective]) -> BatchObjective:
     """
     _check_some(objectives)
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:  # noqa: PLR0913
+    def objective(network, images, labels, scale, keys, first) -> Outcome:
         del first
         results = _every_norm(objectives, network, images, labels, scale, keys)
         losses = jnp.stack([cross_entropy(result.logits, labels) for result in results.values()])
@@ -101,8 +103,8 @@ def worst(objectives: Mapping[str, Objective]) -> BatchObjective:
 def random_norm(objectives: Mapping[str, Objective]) -> BatchObjective:
     """CURE-Random: the batch is partitioned at random into equal parts, one norm for each; half the cost for two norms.
 
-    Every run of n consecutive examples (n norms, counted by global index) is dealt out by a random permutation, so all parts are
-    equally large on every device, however many devices there are.
+    Every run of n consecutive examples (n norms, counted by global index) is dealt out by a random permutation, so
+    all parts are equally large on every device, however many devices there are.
 
     Args:
       objectives: by norm.
@@ -113,7 +115,7 @@ def random_norm(objectives: Mapping[str, Objective]) -> BatchObjective:
     _check_some(objectives)
     names = list(objectives)
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:  # noqa: PLR0913
+    def objective(network, images, labels, scale, keys, first) -> Outcome:
         del first
         count, size = len(names), images.shape[0]
         if size % count:
@@ -171,13 +173,13 @@ def _check_some(objectives: Mapping[str, Objective]) -> None:
         raise ValueError("Got no objectives; expected at least one norm. Pass e.g. {'linf': small_box(...)}.")
 
 
-def _one_norm(  # noqa: PLR0913
+def _one_norm(
     objective: Objective, network: Network, images: jax.Array, labels: jax.Array, scale: jax.Array, keys: jax.Array
 ) -> Worst:
     return jax.vmap(lambda x, label, key: objective(network, x, label, scale, key))(images, labels, keys)
 
 
-def _every_norm(  # noqa: PLR0913
+def _every_norm(
     objectives: Mapping[str, Objective],
     network: Network,
     images: jax.Array,

@@ -1,7 +1,8 @@
 """Between flax modules, which see batches, and bounds, which see one example.
 
-A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first and
-then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the statistics.
+A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first
+and then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the
+statistics.
 """
 
 import dataclasses
@@ -33,9 +34,11 @@ def classifier(model: nn.Module, variables: Variables) -> Partial:
     return Partial(_OneExample(model), variables)
 
 
-def apply_batch(model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]) -> Float[Array, "batch classes"]:
+def apply_batch(
+    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]
+) -> Float[Array, "batch classes"]:
     """Logits of a batch in inference mode, for modules with and without a `train` argument."""
-    return model.apply(variables, images, **_mode(model, train=False))  # pyright: ignore[reportReturnType]
+    return jnp.asarray(model.apply(variables, images, **_mode(model, train=False)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +56,8 @@ def clean_statistics(
 ) -> dict[str, Any]:
     """The batch statistics of a clean batch itself, as the collection `batch_stats`; empty without BatchNorm.
 
-    Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by m = 0; else
-    two runs, from averages of all 0 and all 1, give m as their difference.
+    Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by
+    m = 0; else two runs, from averages of all 0 and all 1, give m as their difference.
 
     Args:
       model: the module; `axis_name` set on a field of that name synchronises the statistics over devices.
@@ -71,8 +74,9 @@ def clean_statistics(
     if axis_name is not None:
         if "axis_name" not in fields:
             raise ValueError(
-                f"{type(model).__name__} has BatchNorm but no field `axis_name`, so its statistics cannot be synchronised over "
-                "devices. Add `axis_name: str | None = None`, pass it to nn.BatchNorm, or train with parallel='jit'."
+                f"{type(model).__name__} has BatchNorm but no field `axis_name`, so its statistics cannot be "
+                "synchronised over devices. Add `axis_name: str | None = None`, pass it to nn.BatchNorm, or train with "
+                "parallel='jit'."
             )
         model = model.clone(axis_name=axis_name)
     if "momentum" in fields:
@@ -86,7 +90,7 @@ def clean_statistics(
 
 
 def running_statistics(model: nn.Module, running: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
-    """The running averages after one more batch; `model.momentum` (0.9 if it has none) is the weight of the old ones."""
+    """The running averages after one more batch; the old ones weigh `model.momentum` (0.9 without that field)."""
     momentum = getattr(model, "momentum", 0.9)
     return jax.tree.map(
         lambda old, new: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new), dict(running), dict(clean)
@@ -95,8 +99,8 @@ def running_statistics(model: nn.Module, running: Mapping[str, Any], clean: Mapp
 
 def _batch_stats(model: nn.Module, variables: Variables, images: jax.Array) -> dict[str, Any]:
     _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats"])
-    return updated["batch_stats"]
+    return dict(updated["batch_stats"])
 
 
-def _mode(model: nn.Module, *, train: bool) -> dict[str, bool]:
+def _mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
     return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}

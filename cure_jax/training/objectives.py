@@ -1,13 +1,14 @@
 """Single-norm training objectives: which region, bounded how.
 
-An objective looks at ONE example and answers with worst-case logits z: z_y = 0 and z_j = -m_j, m_j a bound (or, for attacks, a sample) of the
-margin f_y - f_j over its region. What combines the norms, and how z becomes a loss, is `multi_norm`.
+An objective looks at ONE example and answers with worst-case logits z: z_y = 0 and z_j = -m_j, m_j a bound (or, for
+attacks, a sample) of the margin f_y - f_j over its region. What combines the norms, and how z becomes a loss, is
+`multi_norm`.
 
     objective(network, x, label, scale, key) -> Worst(logits, layers)
 
-`scale` in [0, 1] is where the ramp of the radius is. Sources: small boxes: Mueller et al., "Certified Training: Small Boxes are All You
-Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm: Wong & Kolter, ICML 2018;
-Lipschitz margin: Leino et al. (GloRo), ICML 2021.
+`scale` in [0, 1] is where the ramp of the radius is. Sources: small boxes: Mueller et al., "Certified Training: Small
+Boxes are All You Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm:
+Wong & Kolter, ICML 2018; Lipschitz margin: Leino et al. (GloRo), ICML 2021.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,8 @@ class Network(NamedTuple):
     Attributes:
       certified: with the statistics of the clean batch; gradients flow.
       attacked: with the running statistics; what attacks look at.
-      lipschitz: `[classes, classes]` estimated Lipschitz constants of logit differences, or None if no objective needs them.
+      lipschitz: `[classes, classes]` estimated Lipschitz constants of logit differences, or None if no objective
+        needs them.
       precision: of the matrix products in bounds.
     """
 
@@ -123,7 +125,8 @@ def dual_norm(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
     Args:
       ball: `(x, radius) -> region`.
       eps: radius at the end of the ramp.
-      fraction: of the radius that is propagated; below 1 the loss is no bound, but the proof may be stronger than the loss.
+      fraction: of the radius that is propagated; below 1 the loss is no bound, but the proof may be stronger than the
+        loss.
     """
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:

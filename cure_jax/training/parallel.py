@@ -1,10 +1,11 @@
 """The same step on one device or many: three thin wrappers around one pure function.
 
-The state is replicated and never stacked, so checkpoints and evaluation do not see which wrapper was used. Many steps run in
-one compiled call: the data lie on the device, and the host sends only the indices of each batch.
+The state is replicated and never stacked, so checkpoints and evaluation do not see which wrapper was used. Many steps
+run in one compiled call: the data lie on the device, and the host sends only the indices of each batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,10 @@ __all__ = ["MODES", "Run", "compile_steps"]
 _AXIS = "data"
 
 # (state, images [n, *x], labels [n], rows [steps, batch]) -> (state, metrics, each [steps])
-Run = Callable[[TrainState, jax.Array, jax.Array, np.ndarray], tuple[TrainState, Metrics]]
+Run = Callable[[TrainState, jax.Array, jax.Array, Any], tuple[TrainState, Metrics]]
 
 
-def compile_steps(recipe: Recipe, parallel: str, devices: list[jax.Device] | None = None) -> Run:
+def compile_steps(recipe: Recipe, parallel: str, devices: Sequence[Any] | None = None) -> Run:
     """Compiles runs of several training steps.
 
     Args:
@@ -31,8 +32,8 @@ def compile_steps(recipe: Recipe, parallel: str, devices: list[jax.Device] | Non
       devices: to divide each batch over; all by default, the first for "jit".
 
     Returns:
-      `(state, images, labels, rows) -> (state, metrics)` with `rows` `[steps, global batch]` of indices into the data, the state
-      replicated, metrics `[steps]`.
+      `(state, images, labels, rows) -> (state, metrics)` with `rows` `[steps, global batch]` of indices into the
+      data, the state replicated, metrics `[steps]`.
 
     Raises:
       ValueError: for an unknown mode, or (when called) a batch that does not divide over the devices.
@@ -57,12 +58,12 @@ def as_pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def _jit(recipe: Recipe, devices: list[jax.Device]) -> Run:
+def _jit(recipe: Recipe, devices: Sequence[Any]) -> Run:
     del devices
     return jax.jit(_scan(recipe, None))
 
 
-def _shard_map(recipe: Recipe, devices: list[jax.Device]) -> Run:
+def _shard_map(recipe: Recipe, devices: Sequence[Any]) -> Run:
     mesh = jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     whole, divided = PartitionSpec(), PartitionSpec(None, _AXIS)
     # With check_vma=True, gradients of replicated parameters would arrive summed already.
@@ -80,7 +81,7 @@ def _shard_map(recipe: Recipe, devices: list[jax.Device]) -> Run:
     return run
 
 
-def _pmap(recipe: Recipe, devices: list[jax.Device]) -> Run:
+def _pmap(recipe: Recipe, devices: Sequence[Any]) -> Run:
     mapped = jax.pmap(
         _scan(recipe, _AXIS), axis_name=_AXIS, in_axes=(None, None, None, 1), out_axes=None, devices=devices
     )
@@ -97,4 +98,4 @@ def _check_divides(batch: int, devices: int) -> None:
         raise ValueError(f"batch_size {batch} does not divide over {devices} devices. Choose a multiple of {devices}.")
 
 
-MODES: dict[str, Callable[[Recipe, list[jax.Device]], Run]] = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}
+MODES: dict[str, Callable[[Recipe, Sequence[Any]], Run]] = {"jit": _jit, "shard_map": _shard_map, "pmap": _pmap}

@@ -1,13 +1,14 @@
 """One training step, as a pure function of the state and the examples of one device.
 
-It knows only the name of a device axis. Means over the batch are means over all devices: losses are averaged with `pmean` inside
-the differentiated function, and gradients are averaged once more, which is right because JAX transposes a sum over devices
-into a sum over devices.
+It knows only the name of a device axis. Means over the batch are means over all devices: losses are averaged with
+  `pmean` inside
+the differentiated function, and gradients are averaged once more, which is right because JAX transposes a sum over
+devices into a sum over devices.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,7 @@ from cure_jax.training.warmup import bound_regularizer
 
 __all__ = ["Alignment", "Recipe", "train_step"]
 
-Metrics = dict[str, jax.Array]
+Metrics: TypeAlias = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def _certified_loss(
     recipe: Recipe, params: Any, state: TrainState, batch: tuple[jax.Array, ...], axis_name: str | None
 ) -> tuple[jax.Array, tuple[Metrics, Any, tuple[jax.Array, ...]]]:
     images, labels, keys, first = batch
-    scale, kappa = recipe.radius_scale(state.step), recipe.natural_weight(state.step)
+    scale, kappa = (jnp.asarray(f(state.step)) for f in (recipe.radius_scale, recipe.natural_weight))
     f, clean = _clean_classifier(recipe, params, state, images, axis_name)
     lipschitz, vectors = None, state.vectors
     if recipe.needs_lipschitz:
@@ -140,7 +141,7 @@ def _certified_loss(
         metrics["regularizer"] = bound_regularizer(outcome.boxes.layers, axis_name)
         loss = loss + recipe.regularizer * (1 - scale) * metrics["regularizer"]
     if recipe.l1:
-        loss = loss + recipe.l1 * sum(jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(params))
+        loss = loss + recipe.l1 * optax.tree.norm(params, ord=1)
     metrics |= {"loss": loss, "accuracy": _accuracy(logits, labels, axis_name)}
     for name, worst in outcome.worst.items():
         metrics[f"worst_accuracy/{name}"] = _accuracy(worst.logits, labels, axis_name)

@@ -19,8 +19,8 @@ _TOLERANCE = 0.5
 def bound_regularizer(layers: Layers, axis_name: str | None) -> Float[Array, ""]:
     """Penalises wide pre-activation bounds, and layers whose units are mostly active or mostly inactive.
 
-    With c and r the centers and radii of a layer's pre-activations over batch and units, r_in the mean radius at the first layer's
-    input, [z]+ = max(z, 0) and tol = 0.5:
+    With c and r the centers and radii of a layer's pre-activations over batch and units, r_in the mean radius at the
+    first layer's input, [z]+ = max(z, 0) and tol = 0.5:
 
         tightness = [tol - r_in / mean r]+ / tol
         balance = ([tol - ratio(means)]+ + [tol - ratio(variances)]+) / tol,    ratio(a, b) = min(a / b, b / a)
@@ -32,7 +32,8 @@ def bound_regularizer(layers: Layers, axis_name: str | None) -> Float[Array, ""]
       axis_name: the device axis over which batch quantities are summed; None for one device.
 
     Returns:
-      The mean over layers of tightness + balance; a balance that is not finite (no active or no inactive unit) counts as 0.
+      The mean over layers of tightness + balance; a balance that is not finite (no active or no inactive unit) counts
+      as 0.
     """
     if not layers.pre_activations:
         return jnp.zeros((), layers.first.dtype)
@@ -49,9 +50,7 @@ def _layer(interval: Interval, input_radius: jax.Array, axis_name: str | None) -
     tightness = jnp.maximum(_TOLERANCE - input_radius / jnp.maximum(radius, 1e-12), 0) / _TOLERANCE
     mean = pmean(jnp.mean(center), axis_name)
     squared = (center - mean) ** 2
-    means = _ratio(
-        pmean(jnp.mean(center * active), axis_name), -pmean(jnp.mean(center * inactive), axis_name)
-    )
+    means = _ratio(pmean(jnp.mean(center * active), axis_name), -pmean(jnp.mean(center * inactive), axis_name))
     variances = _ratio(psum(jnp.sum(squared * active), axis_name), psum(jnp.sum(squared * inactive), axis_name))
     some = (psum(jnp.sum(active), axis_name) > 0) & (psum(jnp.sum(inactive), axis_name) > 0)
     balance = (jnp.maximum(_TOLERANCE - means, 0) + jnp.maximum(_TOLERANCE - variances, 0)) / _TOLERANCE

@@ -1,6 +1,7 @@
 """Laws of all bounds: they hold on dense grids, are exact on linear maps and points, and are ordinary JAX functions."""
 
 import functools
+import itertools
 import math
 
 import chex
@@ -71,7 +72,7 @@ def test_bounds_grow_with_the_radius(method):
     lower = jax.jit(lambda eps: METHODS[method](f)(cj.l2_ball(x, eps)).lower)
     lowers = [lower(eps) for eps in (0.05, 0.1, 0.2, 0.4)]
     if method == "ibp":
-        assert all(jnp.all(b <= a + 1e-6) for a, b in zip(lowers[:-1], lowers[1:], strict=True))
+        assert all(jnp.all(b <= a + 1e-6) for a, b in itertools.pairwise(lowers))
     assert jnp.all(lowers[-1] < lowers[0])
 
 
@@ -129,7 +130,9 @@ def test_parameters_may_be_traced():
     params = {"a": jnp.ones((2, 3)), "b": jnp.array([[1.0], [-1.0], [2.0]])}
     compiled = jax.jit(lambda params, x: cj.crown(functools.partial(f, params))(cj.l2_ball(x, 0.1)))
     x = jnp.array([0.2, 0.3])
-    chex.assert_trees_all_close(compiled(params, x), cj.crown(functools.partial(f, params))(cj.l2_ball(x, 0.1)), atol=1e-6)
+    chex.assert_trees_all_close(
+        compiled(params, x), cj.crown(functools.partial(f, params))(cj.l2_ball(x, 0.1)), atol=1e-6
+    )
 
 
 def test_an_output_that_does_not_depend_on_the_input_is_its_own_bound():

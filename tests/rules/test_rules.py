@@ -1,6 +1,7 @@
 """Every rule of the registry, against a dense grid of the function it stands for.
 
-`CASES` builds one small function for each entry of the table; `test_every_rule_has_a_case` fails for a rule without one.
+`CASES` builds one small function for each entry of the table; `test_every_rule_has_a_case` fails for a rule without
+one.
 """
 
 import functools
@@ -121,7 +122,9 @@ def test_every_rule_has_a_case():
     names = {case.primitive for case in CASES.values()}
     # `copy` and `expand_dims` may be traced as other primitives; `add_any` only appears in derivatives.
     assert set(rules.supported()) - names <= {"add_any", "copy", "expand_dims", "convert_element_type"}
-    nonlinear = [rule for entries in registry._TABLE.values() for _, rule in entries if isinstance(rule, rules.Nonlinear)]
+    nonlinear = [
+        rule for entries in registry._TABLE.values() for _, rule in entries if isinstance(rule, rules.Nonlinear)
+    ]
     assert all(any(rule is other for other in used) for rule in nonlinear)
 
 

@@ -1,0 +1,146 @@
+"""Certifies and attacks a trained network on test images.
+
+    python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
+
+writes into the work directory: `certify.json` (fractions over the same images), `certify.npz` (per-example verdicts)
+and `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
+--split=validation, whose results go to `validation.json`, `.npz` and `.png`.
+"""
+
+import functools
+import importlib.metadata
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+import cure_jax as cj
+from cure_jax import training
+from cure_jax.certify import DatasetCertificate, bound_method
+from cure_jax.report import plots
+from cure_jax.training.workdir import write_atomically
+from launch import common
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
+_METHOD = flags.DEFINE_string("method", "crown", "How to bound: ibp, crown-ibp, crown or best.")
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 1000, "The first so many images; all if there are fewer.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at once.")
+_ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 40, "Steps of the attack; 3 restarts of 2 losses.")
+_CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"], "Radii of the plot, as multiples.")
+
+
+def main() -> None:
+    """Certifies, attacks, writes."""
+    config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
+    bound_method(_METHOD.value)
+    if _NUM_EXAMPLES.value < 1:
+        raise ValueError(f"num_examples is {_NUM_EXAMPLES.value}; expected at least 1. Leave it out for 1000.")
+    split = common.load_split(config, _SPLIT.value)
+    images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
+    model = common.create_model(config, split.num_classes)
+    fitted = training.restore(model, images[:1], config, workdir)
+
+    start = time.monotonic()
+    prove = functools.partial(
+        cj.certify_dataset,
+        fitted.classifier,
+        images,
+        labels,
+        method=_METHOD.value,
+        batch_size=min(_BATCH_SIZE.value, len(images)),
+        show_progress=True,
+    )
+    attack = functools.partial(
+        cj.attack_dataset,
+        fitted.classifier,
+        images,
+        labels,
+        key=jax.random.key(0),
+        steps=_ATTACK_STEPS.value,
+        batch_size=min(_BATCH_SIZE.value, len(images)),
+    )
+    radii, reported = dict(config.radii), dict(config.reported)
+    certificate = prove(training.make_regions({**radii, **reported}))
+    attacked = attack(training.make_regions({**radii, **reported}))
+    seconds = time.monotonic() - start
+
+    union = np.all(np.stack([certificate.verified[norm] for norm in radii]), axis=0)
+    attacked_union = np.all(np.stack([attacked.survived[norm] for norm in radii]), axis=0)
+    result = {
+        "clean": _share(certificate.correct),
+        "certified": {norm: _share(certificate.verified[norm]) for norm in radii},
+        "union": _share(union),
+        "empirical": {norm: _share(attacked.survived[norm]) for norm in radii} | {"union": _share(attacked_union)},
+        "reported": {norm: _share(certificate.verified[norm]) for norm in reported},
+        "reported_empirical": {norm: _share(attacked.survived[norm]) for norm in reported},
+        "num_examples": len(images),
+        "split": _SPLIT.value,
+        "seconds": round(seconds, 2),
+        "radii": radii,
+        "reported_radii": reported,
+        "method": _METHOD.value,
+        "step": int(fitted.state.step),
+        **_environment(),
+        "config": config.to_dict(),
+    }
+    name = "certify" if _SPLIT.value == "test" else _SPLIT.value
+    write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
+    verdicts = {f"verified.{norm}": value for norm, value in certificate.verified.items()}
+    verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
+    verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
+    verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
+    np.savez_compressed(workdir / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
+    curves = {
+        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
+        for norm, eps in {**radii, **reported}.items()
+    }
+    plots.certified_against_radius(workdir / f"{name}.png", curves, training_radii=radii)
+    shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
+    print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
+
+
+def _share(verdicts: np.ndarray) -> float:
+    return float(np.mean(verdicts))
+
+
+def _curve(
+    norm: str, eps: float, prove: Any, attack: Any, certificate: DatasetCertificate, survived: np.ndarray
+) -> tuple[list[float], list[float], list[float]]:
+    """Radii, certified and surviving fractions; the radius 0 is the clean accuracy."""
+    radii, certified, standing = [0.0, eps], [_share(certificate.correct), _share(certificate.verified[norm])], []
+    standing = [_share(certificate.correct), _share(survived)]
+    for factor in map(float, _CURVE.value):
+        region = training.make_regions({norm: factor * eps})
+        radii.append(factor * eps)
+        certified.append(_share(prove(region).verified[norm]))
+        standing.append(_share(attack(region).survived[norm]))
+    order = np.argsort(radii)
+    return tuple([float(values[i]) for i in order] for values in (radii, certified, standing))  # pyright: ignore
+
+
+def _environment() -> dict[str, Any]:
+    """How the numbers were computed: what a certificate itself cannot know."""
+    device = jax.devices()[0]
+    return {
+        "arithmetic": "float32",
+        "precision": "highest",
+        "backend": jax.default_backend(),
+        "device": device.device_kind,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("cure-jax", "jax", "jaxlib", "flax", "optax")},
+        },
+    }
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    common.run(main)

@@ -1,0 +1,56 @@
+"""What the launchers share: start-up, data and model of a config, one-line errors."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+from absl import app
+
+from cure_jax import data, models
+from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
+from cure_jax.training.config import Config
+
+# What a user can put right; anything else is a bug and keeps its traceback.
+_USER_ERRORS = (ValueError, FileNotFoundError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a launcher: a mistake of the user's ends in one sentence and exit status 1."""
+
+    def guarded(arguments: Sequence[str]) -> None:
+        if len(arguments) > 1:
+            sys.exit(f"error: unexpected argument {arguments[1]!r}; expected only flags. See --help.")
+        logging.getLogger("cure_jax").setLevel(logging.INFO)
+        # It reports every accelerator that this machine does not have.
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        _enable_compilation_cache()
+        try:
+            main()
+        except _USER_ERRORS as error:
+            if os.environ.get("CURE_JAX_TRACEBACK"):
+                raise
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)
+
+
+def load_split(config: Config, split: str) -> data.Dataset:
+    """One split of the config's data set."""
+    return data.load(config.dataset, split, config.data_dir or None)
+
+
+def create_model(config: Config, num_classes: int) -> nn.Module:
+    """The config's network."""
+    return models.create(config.model.name, num_classes, **config.model.options.to_dict())
+
+
+def _enable_compilation_cache() -> None:
+    """Compiled programs are kept between runs; JAX_COMPILATION_CACHE_DIR chooses where."""
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "cure_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,0 +1,36 @@
+"""Trains a network so that its predictions can be proved not to change.
+
+    python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
+
+An interrupted run resumes when the same command is given again. See `cure_jax.training.default_config` for the fields.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from cure_jax import training
+from launch import common
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
+
+
+def main() -> None:
+    """Trains, or resumes."""
+    config, workdir = _CONFIG.value, _WORKDIR.value
+    train = common.load_split(config, "train")
+    validation = common.load_split(config, "validation")
+    model = common.create_model(config, train.num_classes)
+    fitted = training.fit(
+        model, (train.images, train.labels), config, workdir, validation=(validation.images, validation.labels)
+    )
+    last = fitted.history[-1] if fitted.history else {}
+    shown = ", ".join(
+        f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "validation_accuracy") if name in last
+    )
+    print(f"{workdir}: trained to step {int(fitted.state.step)}" + (f" ({shown})" if shown else ", already complete"))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    common.run(main)
