@@ -8,14 +8,14 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-from absl import app
+from absl import app, flags
 
 from cure_jax import data, models
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.config import Config
 
 # What a user can put right; anything else is a bug and keeps its traceback.
-_USER_ERRORS = (ValueError, FileNotFoundError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
+_USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -33,9 +33,27 @@ def run(main: Callable[[], None]) -> None:
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 raise
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {_in_one_line(error)}.")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Parses flags; an unknown config field or method ends in one sentence too."""
+    try:
+        return flags.FLAGS(arguments)
+    except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:
+        if os.environ.get("CURE_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"error: {_in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
+
+
+def _in_one_line(error: BaseException) -> str:
+    """What went wrong, without the traceback that config_flags puts into its own messages."""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback (most recent call last)" in message:
+        message = message.strip().splitlines()[-1]
+    return " ".join(message.replace("\\n", " ").split()).rstrip(".")
 
 
 def load_split(config: Config, split: str) -> data.Dataset:

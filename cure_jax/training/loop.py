@@ -50,7 +50,7 @@ class Fitted:
 
     model: nn.Module
     state: TrainState
-    history: list[dict[str, float]]
+    history: list[dict[str, float | int]]
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -98,11 +98,10 @@ def fit(
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
         )
+    recipe = configs.build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
-        workdirs.write_config(workdir, _identity(config))
-    recipe = configs.build_recipe(config, model, steps_per_epoch)
-    trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch)
+    trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
     state = initial_state(config, recipe, images[:1])
     if workdir is None:
         return trainer.run(state, None, None)
@@ -130,7 +129,8 @@ def restore(model: nn.Module, example: np.ndarray, config: configs.Config, workd
     configs.check(config)
     workdirs.read_config(workdir)
     workdirs.check_config(workdir, _identity(config))
-    recipe = configs.build_recipe(config, model, 1)
+    # Only the structure of the state matters, and steps enough to keep the milestones apart.
+    recipe = configs.build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
     _, state, _ = load(Path(workdir) / "checkpoints", abstract)
     return Fitted(model, state, [])
@@ -182,11 +182,12 @@ class _Trainer:
     data: Arrays
     validation: Arrays | None
     total: int
+    workdir: str | os.PathLike | None
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
         compiled = self._compiled()
         images, labels = jax.device_put(self.data)
-        history = []
+        history: list[dict[str, float | int]] = []
         step = int(state.step)
         with progress(self.total, "train", start=step) as bar:
             while step < self.total:
@@ -196,6 +197,9 @@ class _Trainer:
                 record = _summary(metrics, step)
                 due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
                 step += count
+                if self.workdir is not None and not history:
+                    # Only now: a config that fails before has to be changed, and would not be accepted any more.
+                    workdirs.write_config(self.workdir, _identity(self.config))
                 history.append({"step": step, **record})
                 self._record(state, history[-1], due or step == self.total, checkpoints, writer)
                 bar.advance(count, loss=record["loss"])
@@ -214,7 +218,7 @@ class _Trainer:
     def _record(
         self,
         state: TrainState,
-        record: dict[str, float],
+        record: dict[str, float | int],
         save: bool,
         checkpoints: Checkpoints | None,
         writer: MetricWriter | None,

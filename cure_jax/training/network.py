@@ -57,7 +57,7 @@ def clean_statistics(
     """The batch statistics of a clean batch itself, as the collection `batch_stats`; empty without BatchNorm.
 
     Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by
-    m = 0; else two runs, from averages of all 0 and all 1, give m as their difference.
+    m = 0; else two runs, from averages of all 0 and others, give m as what they differ by.
 
     Args:
       model: the module; `axis_name` set on a field of that name synchronises the statistics over devices.
@@ -82,10 +82,12 @@ def clean_statistics(
     if "momentum" in fields:
         return _batch_stats(model.clone(momentum=0.0), variables, images)
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
     from_zeros = _batch_stats(model, {**variables, "batch_stats": zeros}, images)
-    from_ones = jax.lax.stop_gradient(_batch_stats(model, {**variables, "batch_stats": ones}, images))
-    momentum = jax.tree.map(lambda one, zero: one - jax.lax.stop_gradient(zero), from_ones, from_zeros)
+    held = jax.lax.stop_gradient(from_zeros)
+    # Of the size of the statistics: from ones, m would be lost in the rounding errors of great ones.
+    old = jax.tree.map(lambda zero: 1 + jnp.abs(zero), held)
+    from_old = jax.lax.stop_gradient(_batch_stats(model, {**variables, "batch_stats": old}, images))
+    momentum = jax.tree.map(lambda later, zero, start: (later - zero) / start, from_old, held, old)
     return jax.tree.map(lambda zero, m: zero / (1 - m), from_zeros, momentum)
 
 

@@ -26,14 +26,14 @@ class TinyMLP(nn.Module):
 
 
 class TinyConvNet(nn.Module):
-    """A convolution with BatchNorm, and a dense layer."""
+    """A convolution with BatchNorm (without a bias: its gradient would be rounding errors, which Adam blows up), and a dense layer."""
 
     momentum: float = 0.9
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.relu(batch_norm(train, self.momentum, self.axis_name)(conv(2, 3, 2, padding=1)(images)))
+        x = nn.relu(batch_norm(train, self.momentum, self.axis_name)(conv(2, 3, 2, padding=1, use_bias=False)(images)))
         return nn.Dense(CLASSES)(flatten(x))
 
 
