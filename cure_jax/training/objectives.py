@@ -149,7 +149,8 @@ def small_box(ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: b
     """
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
-        region = ball(x, eps * scale)
+        # While the radius is 0: the least box around the example itself.
+        region = ball(x, jnp.maximum(eps * scale, _LEAST_HALF_WIDTH))
         found = _attack(network, x, label, region, key, steps)
         hull = region.bounding_box()
         half_width = jnp.full(x.shape, jnp.where(scale > 0, ratio * eps * scale, _LEAST_HALF_WIDTH), x.dtype)
