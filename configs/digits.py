@@ -1,7 +1,10 @@
 """Handwritten digits (8x8, embedded): a multi-layer perceptron, l_inf 0.13 and l_2 0.45.
 
-python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch
-python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
+    python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch
+    python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
+
+2 CPU cores: about 15 s to train, 8 s to certify and attack. Union certified accuracy, seeds 0-2, 2026-11-21:
+scratch 60.4 +- 0.9 %, paper 37.8 +- 1.6 %, l2 42.1 +- 0.4 %, linf 34.1 +- 2.7 % (docs/results.md).
 """
 
 from cure_jax.training.config import Config, default_config

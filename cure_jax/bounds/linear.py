@@ -25,7 +25,7 @@ from cure_jax.regions import Interval, Region
 __all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output"]
 
 # Objectives are processed in chunks of at most this many coefficients of the widest node, for one example.
-_CHUNK_COEFFICIENTS = 2**25
+_CHUNK_COEFFICIENTS = 2**22
 
 
 class LinearBound(NamedTuple):

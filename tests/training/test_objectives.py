@@ -1,0 +1,237 @@
+"""Single-norm objectives: where the boxes lie, what they bound, and that nothing breaks while the radius is 0."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import cure_jax as cj
+from cure_jax import attacks
+from cure_jax.regions import Interval, LpBall, lp_ball
+from cure_jax.training import objectives
+from cure_jax.training.objectives import Network, Objective
+from tests.networks import mlp, mlp_params, random_mlp
+
+PIXELS = (0.0, 1.0)
+_ONE = jnp.float32(1.0)
+_ZERO = jnp.float32(0.0)
+_KEY = jax.random.key(3)
+
+
+def _ball(p: float, within: tuple[float, float] | None = PIXELS) -> Callable:
+    return functools.partial(lp_ball, p=p, within=within)
+
+
+def _network(f: Callable, attacked: Callable | None = None, **fields: Any) -> Network:
+    return Network(certified=f, attacked=attacked or f, precision=jax.lax.Precision.HIGHEST, **fields)
+
+
+@functools.cache
+def _compiled(objective: Objective) -> Callable:
+    return jax.jit(lambda f, x, label, scale, fields: objective(_network(f, **fields), x, label, scale, _KEY).logits)
+
+
+def _worst(objective: Objective, f: Partial, x: jax.Array, label: int, scale: float = 1.0, **fields: Any) -> np.ndarray:
+    return np.asarray(_compiled(objective)(f, x, jnp.int32(label), jnp.float32(scale), fields))
+
+
+def _affine(weights: jax.Array, bias: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.dot(weights, x, precision="highest") + bias
+
+
+def _linear(seed: int = 0, classes: int = 3, pixels: int = 4) -> tuple[np.ndarray, np.ndarray, Partial]:
+    generator = np.random.default_rng(seed)
+    weights, bias = (generator.normal(size=shape).astype(np.float32) for shape in ((classes, pixels), (classes,)))
+    return weights, bias, Partial(_affine, jnp.asarray(weights), jnp.asarray(bias))
+
+
+_X = jnp.array([0.4, 0.5, 0.55, 0.6])
+
+
+# Where the small box lies. Pixels: black, white, grey, and dark enough for the limits to cross.
+_PIXELS = jnp.array([0.0, 1.0, 0.5, 0.05])
+
+
+def _small_box(monkeypatch: pytest.MonkeyPatch, found: jax.Array, scale: jax.Array = _ONE, **options: Any) -> Interval:
+    """The box that is propagated (the input of the first layer) if the attack finds `found`."""
+    monkeypatch.setattr(objectives.attacks, "pgd", lambda *args, **kwargs: found)
+    objective = objectives.small_box(_ball(np.inf), 0.1, **options)
+    network = _network(random_mlp(0, (4, 3, 2)))
+    return jax.jit(lambda scale: objective(network, _PIXELS, jnp.int32(0), scale, _KEY).layers.first)(scale)
+
+
+def _assert_box(box: Interval, lower: list[float], upper: list[float]) -> None:
+    np.testing.assert_allclose(box.lower, lower, atol=2e-7)
+    np.testing.assert_allclose(box.upper, upper, atol=2e-7)
+
+
+def test_the_small_box_lies_around_the_adversarial_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    # tau = 0.02; the limits of the centre are [0.02, 0.08], [0.92, 0.98], [0.42, 0.58], [0.02, 0.13].
+    found = jnp.array([0.05, 0.93, 0.45, 0.1])
+    box = _small_box(monkeypatch, found, ratio=0.2)
+    _assert_box(box, [0.03, 0.91, 0.43, 0.08], [0.07, 0.95, 0.47, 0.12])
+
+
+def test_the_small_box_is_shifted_into_the_hull_of_the_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = jnp.array([0.0, 1.0, 0.6, 0.15])
+    box = _small_box(monkeypatch, found, ratio=0.2)
+    _assert_box(box, [0.0, 0.96, 0.56, 0.11], [0.04, 1.0, 0.6, 0.15])
+
+
+def test_the_small_box_shrinks_with_the_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half the radius: tau = 0.01 and the hulls are [0, 0.05], [0.95, 1], [0.45, 0.55], [0, 0.1].
+    box = _small_box(monkeypatch, _PIXELS, jnp.float32(0.5), ratio=0.2)
+    _assert_box(box, [0.0, 0.98, 0.49, 0.04], [0.02, 1.0, 0.51, 0.06])
+
+
+def test_where_the_limits_cross_the_upper_one_wins_and_the_pixel_range_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # tau = 0.08 is more than half of the hulls [0, 0.1], [0.9, 1] and [0, 0.15]: the centres are 0.02, 0.92 and 0.07.
+    found = jnp.array([0.1, 0.9, 0.6, 0.15])
+    box = _small_box(monkeypatch, found, ratio=0.8)
+    _assert_box(box, [0.0, 0.84, 0.44, 0.0], [0.1, 1.0, 0.6, 0.15])
+
+
+def test_inside_cuts_the_half_width_to_the_hull(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = jnp.array([0.1, 0.9, 0.6, 0.15])
+    box = _small_box(monkeypatch, found, ratio=0.8, inside=True)
+    _assert_box(box, [0.0, 0.9, 0.44, 0.0], [0.1, 1.0, 0.6, 0.15])
+
+
+def test_while_the_radius_is_0_the_least_box_lies_around_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    box = _small_box(monkeypatch, _PIXELS, _ZERO, ratio=0.8)
+    # At the white pixel the upper limit wins.
+    _assert_box(box, [0.0, 1 - 2e-6, 0.5 - 1e-6, 0.05 - 1e-6], [1e-6, 1.0, 0.5 + 1e-6, 0.05 + 1e-6])
+
+
+@pytest.mark.parametrize("p", [2.0, np.inf])
+def test_the_small_box_surrounds_what_pgd_finds_in_the_attacked_network(p: float) -> None:
+    certified, attacked, label = random_mlp(0, (4, 8, 3)), random_mlp(2, (4, 8, 3)), jnp.int32(1)
+    objective = objectives.small_box(_ball(p), 0.1, ratio=0.1)
+    boxed = jax.jit(lambda: objective(_network(certified, attacked), _X, label, _ONE, _KEY).layers)()
+    found = jax.jit(lambda: attacks.pgd(attacked, _X, label, lp_ball(_X, 0.1, p, PIXELS), key=_KEY))()
+    expected = np.clip(found, _X - 0.1 + 0.01, _X + 0.1 - 0.01)
+    _assert_box(boxed.first, list(expected - 0.01), list(expected + 0.01))
+    assert np.max(np.abs(expected - _X)) > 0.01
+
+
+@pytest.mark.parametrize("p", [2.0, np.inf])
+def test_ratio_0_is_adversarial_training(p: float) -> None:
+    f = random_mlp(4, (4, 8, 3))
+    small = _worst(objectives.small_box(_ball(p), 0.1, ratio=0.0, steps=12), f, _PIXELS, 2)
+    found = _worst(objectives.adversarial(_ball(p), 0.1, steps=12), f, _PIXELS, 2)
+    np.testing.assert_allclose(small, found, atol=2e-6)
+    assert np.max(np.abs(found - _worst(objectives.natural(), f, _PIXELS, 2))) > 1e-2
+
+
+def test_ratio_1_is_ibp() -> None:
+    f, label = random_mlp(5, (4, 8, 3)), 1
+    # A box as wide as the region itself leaves no room for the attack; at white pixels only if it is kept inside.
+    for x, inside in ((_X, False), (_PIXELS, True)):
+        small = _worst(objectives.small_box(_ball(np.inf), 0.1, ratio=1.0, inside=inside), f, x, label)
+        plain = _worst(objectives.box(_ball(np.inf), 0.1), f, x, label)
+        lower = cj.ibp(cj.margins(f, label))(cj.linf_ball(x, 0.1, PIXELS)).lower
+        np.testing.assert_allclose(plain[[0, 2]], -lower, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(small, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_worst_logits_of_a_linear_network_in_closed_form() -> None:
+    weights, bias, f = _linear()
+    clean = np.asarray(weights @ _X + bias)
+    # By objective, with 0.7 of the radius 0.2 at half of the ramp: the dual exponent.
+    halves = {
+        objectives.dual_norm(_ball(1.0), 0.2, fraction=0.7): np.inf,
+        objectives.dual_norm(_ball(2.0), 0.2, fraction=0.7): 2,
+        objectives.dual_norm(_ball(np.inf), 0.2, fraction=0.7): 1,
+        objectives.box(_ball(2.0), 0.2, fraction=0.7): 1,
+    }
+    for label in range(3):
+        natural = clean - clean[label]
+        np.testing.assert_allclose(_worst(objectives.natural(), f, _X, label), natural, rtol=1e-5, atol=1e-6)
+        for objective, q in halves.items():
+            raised = natural + 0.07 * np.linalg.norm(weights - weights[label], ord=q, axis=1)
+            np.testing.assert_allclose(_worst(objective, f, _X, label, 0.5), raised, rtol=1e-4, atol=1e-5)
+
+
+def test_attacks_and_small_boxes_on_two_classes_reach_the_corner() -> None:
+    weights, bias, f = _linear(classes=2)
+    difference = weights[1] - weights[0]
+    corner = difference @ np.asarray(_X) + bias[1] - bias[0] + 0.1 * np.sum(np.abs(difference))
+    for objective in (objectives.adversarial(_ball(np.inf), 0.2), objectives.small_box(_ball(np.inf), 0.2, ratio=0.3)):
+        np.testing.assert_allclose(_worst(objective, f, _X, 0, 0.5), [0.0, corner], rtol=1e-5, atol=1e-5)
+
+
+@jax.jit
+def _sampled_logits(f: Partial, region: LpBall) -> jax.Array:
+    return jax.vmap(f)(jax.vmap(region.sample)(jax.random.split(_KEY, 500)))
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, np.inf])
+@pytest.mark.parametrize("maker", [objectives.box, objectives.dual_norm])
+def test_box_and_dual_norm_are_sound_on_the_propagated_ball(maker: Callable[..., Objective], p: float) -> None:
+    objective = maker(_ball(p), 0.4, fraction=0.8)
+    for seed in range(5):
+        f, label = random_mlp(seed, (2, 8, 3)), seed % 3
+        x = jnp.asarray(np.random.default_rng(seed).uniform(size=2).round(1), jnp.float32)
+        worst = _worst(objective, f, x, label, 0.5)
+        logits = _sampled_logits(f, lp_ball(x, 0.16, p, PIXELS))
+        reached = np.max(logits - logits[:, [label]], axis=0)
+        assert np.all(reached <= worst + 1e-5)
+        # Nor is it vacuous: a ball of a tenth of the radius does not bound this one.
+        assert np.any(reached > _worst(objective, f, x, label, 0.05))
+
+
+def test_dual_norm_is_tighter_than_the_box_around_the_ball() -> None:
+    f = random_mlp(7, (4, 8, 3))
+    dual = _worst(objectives.dual_norm(_ball(2.0), 0.2), f, _X, 0)
+    boxed = _worst(objectives.box(_ball(2.0), 0.2), f, _X, 0)
+    assert np.all(dual <= boxed + 1e-6)
+    assert np.all(dual[1:] < boxed[1:] - 1e-2)
+
+
+def test_lipschitz_raises_wrong_logits_by_the_constants_of_the_label() -> None:
+    weights, bias, f = _linear()
+    constants = jnp.array([[0.0, 1.0, 2.0], [1.0, 0.0, 5.0], [2.0, 5.0, 0.0]])
+    clean = np.asarray(weights @ _X + bias)
+    objective = objectives.lipschitz(0.4, fraction=0.7)
+    worst = _worst(objective, f, _X, 1, 0.5, lipschitz=constants)
+    np.testing.assert_allclose(worst, clean - clean[1] + 0.14 * np.array([1.0, 0.0, 5.0]), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"without Lipschitz constants.*pairwise_lipschitz"):
+        objective(_network(f), _X, jnp.int32(1), _ONE, _KEY)
+
+
+_EVERY_OBJECTIVE: dict[str, Objective] = {
+    "natural": objectives.natural(),
+    "lipschitz": objectives.lipschitz(0.1),
+    "adversarial": objectives.adversarial(_ball(np.inf), 0.1, steps=2),
+    "box": objectives.box(_ball(np.inf), 0.1),
+    "small_box": objectives.small_box(_ball(np.inf), 0.1, ratio=0.4, steps=2),
+    "small_box, l2": objectives.small_box(_ball(2.0), 0.1, ratio=0.4, steps=2),
+    "dual_norm, l2": objectives.dual_norm(_ball(2.0), 0.1),
+    "dual_norm, l1": objectives.dual_norm(_ball(1.0), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", _EVERY_OBJECTIVE)
+def test_gradients_are_finite_at_every_scale_and_flow_through_the_certified_network_alone(name: str) -> None:
+    objective = _EVERY_OBJECTIVE[name]
+    assert isinstance(objective, objectives.Objective)
+
+    def loss(certified: list, attacked: list, scale: jax.Array) -> jax.Array:
+        f, g = (Partial(mlp, params) for params in (certified, attacked))
+        network = _network(f, g, lipschitz=1.0 - jnp.eye(2))
+        worst = objective(network, _PIXELS, jnp.int32(1), scale, _KEY)
+        assert worst.logits.shape == (2,)
+        return jnp.sum(worst.logits * jnp.array([1.0, 3.0])) + jnp.sum(worst.logits**2)
+
+    params = mlp_params(2, (4, 5, 2))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    for scale in (0.0, 1.0):
+        certified, attacked = gradient(params, params, jnp.float32(scale))
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(certified))
+        assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(certified))
+        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(attacked))
