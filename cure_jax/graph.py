@@ -8,20 +8,22 @@ network such as `Dense -> relu -> Dense` is
     dot_general, add, max, dot_general, add
 
 An operand of an equation is either a `Node` (a value that depends on the input, to be bounded) or a plain
-array. Later rooms never see a jaxpr: `rules` says what each kind of equation does to sets, `bounds`
-folds over the list.
+array. Nodes are broadcast by equations of their own, so that elementwise ones have nodes of one shape. Later rooms
+never see a jaxpr: `rules` says what each kind of equation does to sets, `bounds` folds over the list.
 
 Numerical precision is settled here, in one place: every `dot_general` and convolution is given the
 requested `precision`, because `jax.default_matmul_precision` does not reach equations that are bound again.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core as jex
 
 from cure_jax import numerics
@@ -41,6 +43,8 @@ _CALLS: Mapping[str, str] = {
     "remat2": "jaxpr",
 }
 _CONVOLUTIONS = ("conv_general_dilated", "convolution")
+# These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
+_BROADCASTING = ("add", "sub", "mul", "div", "max", "min")
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, numerics.__file__) if path is not None
 )
@@ -99,11 +103,15 @@ class Equation:
 
     def unsupported(self, reason: str = "") -> UnsupportedPrimitive:
         """The error for an equation that no rule covers, naming primitive and source line."""
-        detail = f" ({reason})" if reason else ""
-        return UnsupportedPrimitive(
-            f"No bound rule for primitive `{self.name}`{detail} at {self.source}. Expected only primitives listed by "
-            "cure_jax.rules.supported(); rewrite this line with those."
-        )
+        return _unsupported(self.name, self.source, reason)
+
+
+def _unsupported(name: str, source: str, reason: str) -> UnsupportedPrimitive:
+    detail = f" ({reason})" if reason else ""
+    return UnsupportedPrimitive(
+        f"No bound rule for primitive `{name}`{detail} at {source}. Expected only primitives listed by "
+        "cure_jax.rules.supported(); rewrite this line with those."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +150,15 @@ def trace(
       The graph, pruned to the equations its output needs.
 
     Raises:
-      TypeError: if `f` does not return exactly one array.
-      UnsupportedPrimitive: if a primitive with several results, or a loop, depends on the input.
+      TypeError: if `f` does not return exactly one array, or the input is not float32 or float64.
+      UnsupportedPrimitive: if a primitive with several results, or a loop, depends on the input; or anything has side
+        effects.
     """
+    if example.dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(
+            f"A function to be bounded takes a float32 or float64 array; got {example.dtype}. Convert the example "
+            "before its region is built; half precision would round the bounds themselves."
+        )
     closed = jax.make_jaxpr(f)(jax.ShapeDtypeStruct(example.shape, example.dtype))
     inner = getattr(closed, "jaxpr", closed)
     if len(inner.outvars) != 1:
@@ -195,27 +209,53 @@ class _Flattener:
         name = equation.primitive.name
         if name in _CALLS:
             return self.run(equation.params[_CALLS[name]], operands, source)
+        source = source or "an unknown line"
+        if equation.effects:
+            # What is written to a reference would come back as a constant.
+            raise _unsupported(name, source, "it has side effects")
         bind = self._binder(equation)
         if not any(isinstance(operand, Node) for operand in operands):
             result = bind(*operands)
             return result if equation.primitive.multiple_results else [result]
-        return [self._record(equation, operands, bind, source or "an unknown line")]
-
-    def _record(self, equation: Any, operands: list[Operand], bind: Callable[..., Any], source: str) -> Node:
-        # Index 0 is the input.
-        aval = equation.outvars[0].aval
-        node = Node(len(self.equations) + 1, tuple(aval.shape), jnp.dtype(aval.dtype))
-        name = "conv_general_dilated" if equation.primitive.name in _CONVOLUTIONS else equation.primitive.name
-        recorded = Equation(name, equation.params, tuple(operands), node, source, bind)
         if equation.primitive.multiple_results:
-            raise recorded.unsupported("it has several results")
-        self.equations.append(recorded)
+            raise _unsupported(name, source, "it has several results")
+        name = "conv_general_dilated" if name in _CONVOLUTIONS else name
+        output = equation.outvars[0].aval
+        if name in _BROADCASTING:
+            operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]
+        return [self._record(name, equation.params, operands, output, source, bind)]
+
+    def _record(
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        operands: Sequence[Operand],
+        output: Any,
+        source: str,
+        bind: Callable[..., Any],
+    ) -> Node:
+        # Index 0 is the input.
+        node = Node(len(self.equations) + 1, tuple(output.shape), jnp.dtype(output.dtype))
+        self.equations.append(Equation(name, params, tuple(operands), node, source, bind))
         return node
+
+    def _broadcast(self, operand: Operand, shape: tuple[int, ...], source: str) -> Operand:
+        """A node in the given shape, by an equation of its own if it has another one; constants as they are."""
+        if not isinstance(operand, Node) or operand.shape == shape:
+            return operand
+        trailing = tuple(range(len(shape) - len(operand.shape), len(shape)))
+        params = {"shape": shape, "broadcast_dimensions": trailing}
+        bind = functools.partial(lax.broadcast_in_dim, **params)
+        output = jax.ShapeDtypeStruct(shape, operand.dtype)
+        return self._record("broadcast_in_dim", params, [operand], output, source, bind)
 
     def _binder(self, equation: Any) -> Callable[..., Any]:
         primitive, params = equation.primitive, dict(equation.params)
         if primitive.name == "dot_general" or primitive.name in _CONVOLUTIONS:
             params["precision"] = self.precision
+        if primitive.name == "gather" and params["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+            # An index that breaks the promise is clamped in evaluation, but left out by the transposed primitive.
+            params["mode"] = lax.GatherScatterMode.CLIP
         if primitive.name in _CONVOLUTIONS:
             return lambda lhs, rhs: numerics.convolution(lhs, rhs, **params)
         return lambda *operands: primitive.bind(*operands, **params)

@@ -197,7 +197,9 @@ class LpBall:
         """
         room = self.radius + tolerance
         offset = jnp.abs(x - self.center)
-        relative = jnp.where(room > 0, offset / jnp.where(room > 0, room, 1), jnp.where(offset == 0, 0, jnp.inf))
+        # Nothing is in a ball whose radius is negative or NaN, which only a traced one can be.
+        fixed = (room == 0) & (offset == 0)
+        relative = jnp.where(room > 0, offset / jnp.where(room > 0, room, 1), jnp.where(fixed, 0, jnp.inf))
         inside = _norm(relative, self.p) <= 1
         if self.lower is None or self.upper is None:
             return inside

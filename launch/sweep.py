@@ -67,6 +67,7 @@ def _run(run: Run, overrides: Sequence[str]) -> None:
             return
     common = [f"--config={config}", f"--config.seed={seed}", f"--workdir={workdir}", *overrides]
     certify = [f"--method={_METHOD.value}", f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"]
+    print(f"{workdir}: started", flush=True)
     for script, extra in (("train.py", []), ("certify.py", certify)):
         _call([sys.executable, str(_LAUNCH / script), *common, *extra])
 

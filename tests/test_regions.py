@@ -379,6 +379,12 @@ def test_contains_knows_ball_box_fixed_pixels_and_tolerance():
     assert not region.contains(jnp.array([jnp.nan, 0.5, 0.5]))
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("eps", [-0.1, math.nan])
+def test_nothing_is_in_a_ball_whose_traced_radius_is_none(eps, p):
+    assert not jax.jit(lambda eps: lp_ball(X, eps, p).contains(jnp.asarray(X)))(eps)
+
+
 def test_interval_operations():
     one, two = (
         Interval(jnp.array([0.0, 1.0]), jnp.array([2.0, 3.0])),

@@ -49,8 +49,8 @@ def crown(
       >>> import jax.numpy as jnp, cure_jax as cj
       >>> f = lambda x: jnp.maximum(x + 1.0, 0.0) - jnp.maximum(x, 0.0)
       >>> region = cj.linf_ball(jnp.array([0.5]), 0.2)
-      >>> cj.crown(f)(region).upper.round(3), cj.ibp(f)(region).upper.round(3)
-      (Array([1.], dtype=float32), Array([1.4], dtype=float32))
+      >>> [round(float(bound(f)(region).upper[0]), 3) for bound in (cj.crown, cj.ibp)]
+      [1.0, 1.4]
     """
     if intermediate not in _INTERMEDIATE:
         raise ValueError(f"intermediate must be one of {_INTERMEDIATE}; got {intermediate!r}. Choose one of these.")

@@ -25,6 +25,9 @@ from cure_jax.regions import Interval, LpBall, Region
 
 __all__ = ["Layers", "Refine", "ibp", "ibp_with_layers", "propagate"]
 
+# The dual exponent is 5: a fifth power of what float32 can tell from 0 beside 1 does not underflow.
+_LEAST_ROUND_P = 1.25
+
 # Called at every nonlinear equation with the intervals of its operands; returns the intervals to go on with.
 Refine = Callable[[graphs.Equation, Sequence[Interval]], Sequence[Interval]]
 
@@ -49,8 +52,9 @@ def ibp(
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
-      >>> cj.ibp(lambda x: jnp.maximum(x[0] - x[1], 0.0))(cj.linf_ball(jnp.array([1.0, 0.5]), 0.1)).upper.round(3)
-      Array(0.7, dtype=float32)
+      >>> bounds = cj.ibp(lambda x: jnp.maximum(x[0] - x[1], 0.0))(cj.linf_ball(jnp.array([1.0, 0.5]), 0.1))
+      >>> round(float(bounds.lower), 3), round(float(bounds.upper), 3)
+      (0.3, 0.7)
     """
 
     def bounds(region: Region) -> Interval:
@@ -143,7 +147,9 @@ def _input_ball(graph: graphs.Graph, region: Region) -> dict[int, "_Ball"]:
     """A box gains nothing from being a ball: intervals are exact for it."""
     if not isinstance(region, LpBall) or region.p == math.inf:
         return {}
-    return {graph.input.index: _Ball(region.center, region.radius, region.p)}
+    # A ball lies in those of greater p; near p = 1 the powers of the dual norm would underflow to a radius of 0.
+    p = max(region.p, _LEAST_ROUND_P) if region.p > 1 else region.p
+    return {graph.input.index: _Ball(region.center, region.radius, p)}
 
 
 class _Ball(NamedTuple):

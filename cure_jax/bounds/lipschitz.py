@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from cure_jax import rules
+from cure_jax import numerics, rules
 from cure_jax.bounds.linear import backsubstitute
 from cure_jax.graph import Graph, Node
 
@@ -82,7 +82,7 @@ def _constants(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[dict[int, ja
             if target.index not in targets:
                 targets[target.index] = _target_constant(graph, target, constants, remaining, renewed)
         operands = jnp.stack([targets[target.index] for target in equation.bounded])
-        constants[equation.output.index] = rule.lipschitz(equation) * jnp.sqrt(jnp.sum(operands**2))
+        constants[equation.output.index] = rule.lipschitz(equation) * numerics.norm(operands, 2)
     return constants, tuple(renewed)
 
 

@@ -98,7 +98,8 @@ def certify(
       is wrong, or `x` lies outside of the region.
 
     Raises:
-      ValueError: for an unknown method, or shapes of `x` and `region` that differ.
+      ValueError: for an unknown method, shapes of `x` and `region` that differ, several labels, or an `f` that does not
+        return two logits or more.
       UnsupportedPrimitive: if `f` contains a primitive without a rule.
 
     Soundness:
@@ -115,13 +116,14 @@ def certify(
       (True, False)
     """
     x, label = jnp.asarray(x), jnp.asarray(label)
-    _check_shapes(x, region)
+    _check_shapes(x, label, region)
     logits = f(x)
     lower = bound_method(method)(margins(f, label))(region).lower
     margin = jnp.min(lower)
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
-    return Certificate(jnp.all(lower > 0) & valid & finite & region.contains(x), margin)
+    proved = jnp.all((lower > 0) & jnp.isfinite(lower))
+    return Certificate(proved & valid & finite & region.contains(x), margin)
 
 
 def certify_union(
@@ -156,10 +158,12 @@ def certify_union(
     return UnionCertificate(verified, norms)
 
 
-def _check_shapes(x: jax.Array, region: Region) -> None:
+def _check_shapes(x: jax.Array, label: jax.Array, region: Region) -> None:
     expected = region.bounding_box().lower.shape
     if x.shape != expected:
         raise ValueError(
             f"The example and its region must have the same shape; got {x.shape} and {expected}. "
             "Build the region around this example, and use jax.vmap for batches."
         )
+    if label.ndim:
+        raise ValueError(f"Got labels of shape {label.shape}; expected one label. Use jax.vmap for batches.")

@@ -77,12 +77,12 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     """Certifies many examples in several norms.
 
     Args:
-      f: one example `[*x]` to logits `[classes]`. Wrapped as `jax.tree_util.Partial(apply, variables)` its arrays are
-        passed to the compiled function as arguments, instead of being compiled in.
+      f: one example `[*x]` to logits `[classes]`. Wrapped as `jax.tree_util.Partial(apply, variables)`, with `apply` a
+        pure function, it is compiled once for all variables; any other callable is compiled anew in every call.
       images: `[examples, *x]`, pixels in [0, 1].
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
-        a `Partial` whose radius is an argument, it is compiled once for all radii.
+        a `Partial` of a pure function whose radius is an argument, it is compiled once for all radii.
       method: "ibp", "crown-ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices each batch is divided.
@@ -98,7 +98,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       As `certify`, for each example.
     """
     bound_method(method)
-    images, labels = _checked(f, images, labels, regions)
+    images, labels = _checked(f, images, labels, regions, batch_size)
     f = _as_pytree(f)
     correct = _in_batches(functools.partial(_correct, f), (images, labels), batch_size)["correct"]
     stages = (*CHEAP_TO_TIGHT[:-1], "best") if method == "best" else (method,)
@@ -150,7 +150,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     Raises:
       ValueError: if examples or labels are out of range or do not fit together, or there is no region.
     """
-    images, labels = _checked(f, images, labels, regions)
+    images, labels = _checked(f, images, labels, regions, batch_size)
     f, survived = _as_pytree(f), {}
     with _progress(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
@@ -232,13 +232,19 @@ def _in_batches(
 
 
 def _as_pytree(function: Callable[..., Any]) -> Partial:
-    """A callable as an argument of compiled functions: what it holds as a `Partial` is traced, the rest compiled in."""
-    return function if isinstance(function, Partial) else Partial(function)
+    """A callable as an argument of compiled functions: what it holds as a `Partial` is traced, the rest compiled in.
+
+    What is compiled in may be another the next time (an `nnx` module after a step of training), so a plain callable
+    becomes a new function, for which nothing has been compiled yet.
+    """
+    return function if isinstance(function, Partial) else Partial(lambda *args: function(*args))
 
 
 def _checked(
-    f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion]
+    f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1. Raise it.")
     if not regions:
         raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
     logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], np.float32))

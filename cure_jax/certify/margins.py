@@ -27,6 +27,9 @@ def margins(
     Returns:
       A function of one example, `[classes - 1]`.
 
+    Raises:
+      ValueError: when it is called, if `f` does not return `[classes]` with two classes or more.
+
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
       >>> cj.margins(lambda x: x, 1)(jnp.array([3.0, 5.0, 4.0]))
@@ -35,6 +38,11 @@ def margins(
 
     def differences(x: jax.Array) -> jax.Array:
         logits = f(x)
+        if logits.ndim != 1 or logits.size < 2:
+            raise ValueError(
+                f"f returns shape {logits.shape}; expected the logits of one example, at least 2: wrap a batched "
+                "network, e.g. lambda x: model.apply(variables, x[None])[0]."
+            )
         classes = logits.shape[0]
         others = jnp.arange(classes - 1, dtype=jnp.int32)
         others = others + (others >= label).astype(jnp.int32)

@@ -10,6 +10,7 @@ the rows of W diag(r) are computed (`registry.Affine.magnitude`):
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,22 @@ def _power(x: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(positive, jnp.where(positive, jnp.abs(x), 1) ** exponent, 0)
 
 
+def _root_of_sum(sums: Callable[..., jax.Array], q: float, *radii: jax.Array) -> jax.Array:
+    """(sums of r^q)^(1/q) of radii relative to the largest one: a power that underflows would be a radius too small."""
+    largest = jnp.max(jnp.stack([_largest(radius) for radius in radii]))
+    return largest * _power(sums(*(_power(radius / largest, q) for radius in radii)), 1 / q)
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """The largest magnitude, as a constant to divide by: 1 in the place of 0."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
+    return jnp.where(largest == 0, 1, largest)
+
+
 def _moved(equation: Equation, q: float, *radii: jax.Array) -> jax.Array:
+    """The radii moved like tangents: zeros come in from constants, and from the fill value of a gather."""
     del q
-    return equation.replace_constants(_zeros_if_float).evaluate(*radii)
-
-
-def _zeros_if_float(operand: jax.Array) -> jax.Array:
-    """Constants that are values become 0; indices and predicates stay."""
-    return jnp.zeros_like(operand) if jnp.issubdtype(operand.dtype, jnp.floating) else operand
+    return jax.jvp(equation.evaluate, tuple(jnp.zeros_like(radius) for radius in radii), radii)[1]
 
 
 def _added(equation: Equation, q: float, *radii: jax.Array) -> jax.Array:
@@ -44,31 +53,42 @@ def _added(equation: Equation, q: float, *radii: jax.Array) -> jax.Array:
         return jnp.broadcast_to(radii[0], equation.output.shape)
     if q == math.inf:
         return jnp.maximum(*radii)
-    return _power(_power(radii[0], q) + _power(radii[1], q), 1 / q)
+    return _root_of_sum(jnp.add, q, *radii)
 
 
 def _summed(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
     if q < math.inf:
-        return _power(equation.evaluate(_power(radius, q)), 1 / q)
+        return _root_of_sum(equation.evaluate, q, radius)
     if equation.name == "reduce_sum":
-        return jnp.max(radius, axis=equation.params["axes"])
+        return jnp.max(radius, axis=equation.params["axes"], initial=0)
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     dimensions, strides, padding, base, window = (equation.params[name] for name in names)
-    return lax.reduce_window(
+    maxima = lax.reduce_window(
         radius, -jnp.inf, lax.max, dimensions, strides, padding, base_dilation=base, window_dilation=window
     )
+    # A window that lies in the padding alone has no maximum, and sums to 0.
+    return jnp.maximum(maxima, 0)
+
+
+def _scaled(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
+    """One weight a row, whose norms are all the same."""
+    del q
+    return equation.replace_constants(jnp.abs).evaluate(radius)
 
 
 def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
+    if q == 1:
+        return equation.replace_constants(jnp.abs).evaluate(radius)
     if q == math.inf:
         return _row_maxima(equation.replace_constants(jnp.abs), radius)
-    return _power(equation.replace_constants(lambda weight: _power(weight, q)).evaluate(_power(radius, q)), 1 / q)
+    (weights,) = (operand for operand in equation.operands if not isinstance(operand, Node))
+    largest = _largest(weights)
+    powers = equation.replace_constants(lambda weights: _power(weights / largest, q))
+    return largest * _root_of_sum(powers.evaluate, q, radius)
 
 
 def _row_maxima(equation: Equation, radius: jax.Array) -> jax.Array:
     """max_i |w_i| r_i for every output, in place of the sum that the primitive computes."""
-    if equation.name in ("mul", "div"):
-        return equation.evaluate(radius)
     left, right = (radius if isinstance(operand, Node) else operand for operand in equation.operands)
     if equation.name == "dot_general":
         return _maximum_product(left, right, equation.params["dimension_numbers"])
@@ -119,25 +139,34 @@ def _only(*positions: int) -> Condition:
 
 
 def _widening(equation: Equation) -> bool:
-    """A conversion that keeps every value: a narrowing one rounds, which is not affine."""
-    if not jnp.issubdtype(equation.output.dtype, jnp.floating):
+    """A result that can hold every value of the operand: a narrower one is rounded, which is not affine."""
+    dtypes = (equation.bounded[0].dtype, equation.output.dtype)
+    if not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
         return False
-    source, target = jnp.finfo(equation.bounded[0].dtype), jnp.finfo(equation.output.dtype)
+    source, target = map(jnp.finfo, dtypes)
     return target.nmant >= source.nmant and target.maxexp >= source.maxexp
+
+
+def _weights_at(*positions: int) -> Condition:
+    """The other operand is bounded, and the result is not rounded to `preferred_element_type`."""
+    others = _only(*(1 - position for position in positions))
+    return lambda equation: others(equation) and _widening(equation)
 
 
 _MOVE = Affine(_moved, diagonal=True)
 _MOVE_SEVERAL = Affine(_moved, diagonal=True, offset=True)
 _SUM = Affine(_summed)
+_SCALE = Affine(_scaled, diagonal=True)
 _WEIGH = Affine(_weighted)
 
 register(("reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "copy"), _MOVE)
 register("convert_element_type", _MOVE, when=_widening)
 # Broadcasting and gathering may repeat a coordinate, and an l_p ball with a repeated coordinate is no ball.
 register("broadcast_in_dim", _MOVE, when=lambda e: math.prod(e.output.shape) == math.prod(e.bounded[0].shape))
-register(("broadcast_in_dim", "gather", "dynamic_slice"), Affine(_moved), when=_only(0))
+register(("broadcast_in_dim", "tile", "dynamic_slice"), Affine(_moved), when=_only(0))
+register("gather", Affine(_moved, offset=True), when=_only(0))
 register("select_n", _MOVE_SEVERAL, when=lambda equation: 0 not in equation.positions)
-register("concatenate", _MOVE_SEVERAL)
+register(("concatenate", "stack"), _MOVE_SEVERAL)
 register("pad", _MOVE_SEVERAL, when=_only(0))
 
 register(("add", "add_any"), Affine(_added, diagonal=True, offset=True))
@@ -146,7 +175,7 @@ register("neg", Affine(_added, diagonal=True))
 
 register(("reduce_sum", "reduce_window_sum"), _SUM)
 
-register("mul", Affine(_weighted, diagonal=True), when=_only(0, 1))
-register("div", Affine(_weighted, diagonal=True), when=_only(0))
-register("dot_general", _WEIGH, when=_only(0, 1))
-register("conv_general_dilated", _WEIGH, when=_only(0))
+register("mul", _SCALE, when=_only(0, 1))
+register("div", _SCALE, when=_only(0))
+register("dot_general", _WEIGH, when=_weights_at(0, 1))
+register("conv_general_dilated", _WEIGH, when=_weights_at(1))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from cure_jax.graph import Equation
@@ -71,4 +72,20 @@ def _lipschitz(equation: Equation) -> float:
     return math.sqrt(math.prod(-(-((size - 1) * dilation + 1) // stride) for size, stride, dilation in windows))
 
 
-register(("reduce_max", "reduce_window_max"), Nonlinear(_interval, _relax, _lipschitz))
+def _no_window_is_empty(equation: Equation) -> bool:
+    """Every window holds an element; one that lies in the padding has the maximum -inf, and no line below that."""
+    names = ("window_dimensions", "window_strides", "window_dilation", "base_dilation", "padding")
+    shapes = (equation.bounded[0].shape, equation.output.shape)
+    axes = zip(*shapes, *(equation.params[name] for name in names), strict=True)
+    for size, windows, window, stride, dilation, base, (low, _) in axes:
+        place = np.arange(windows)[:, None] * stride + np.arange(window)[None, :] * dilation - low
+        element = (place >= 0) & (place <= (size - 1) * base) & (place % base == 0)
+        if not element.any(axis=1).all():
+            return False
+    return True
+
+
+_MAXIMUM = Nonlinear(_interval, _relax, _lipschitz)
+
+register("reduce_max", _MAXIMUM)
+register("reduce_window_max", _MAXIMUM, when=_no_window_is_empty)

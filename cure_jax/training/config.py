@@ -7,6 +7,7 @@ launchers, nowhere else: the rest of the library receives values.
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from jax.tree_util import Partial
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, schedules
 from cure_jax.training.gradient_projection import gradient_projection
+from cure_jax.training.parallel import MODES
 from cure_jax.training.step import Alignment, Recipe
 
 __all__ = ["PIXELS", "Config", "build_recipe", "check", "default_config", "make_regions", "norm_exponent"]
@@ -27,7 +29,6 @@ __all__ = ["PIXELS", "Config", "build_recipe", "check", "default_config", "make_
 # An `ml_collections.ConfigDict`, whose fields have no static types.
 Config: TypeAlias = Any
 PIXELS = (0.0, 1.0)
-_PRECISIONS = ("default", "high", "highest")
 # The fields of `losses.NORM` besides `kind`, with their defaults.
 _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "natural": {},
@@ -37,7 +38,18 @@ _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "dual_norm": {"fraction": 1.0},
     "lipschitz": {"fraction": 1.0},
 }
-_COMBINERS = ("joint", "worst", "random_norm")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "combine": ("joint", "worst", "random_norm"),
+    "precision": ("default", "high", "highest"),
+    "initialization": ("ibp", "default"),
+    "parallel": ("auto", *MODES),
+}
+# The least value of every number.
+_LEAST: Mapping[str, int] = {
+    **dict.fromkeys(("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"), 1),
+    **dict.fromkeys(("seed", "learning_rate", "milestone_factor", "natural_epochs", "kappa_ramp_epochs"), 0),
+    **dict.fromkeys(("ramp_end", "regularizer", "l1", "alignment.weight"), 0),
+}
 
 
 def default_config() -> Config:
@@ -114,7 +126,7 @@ def ball_of(name: str) -> Callable[..., LpBall]:
     return functools.partial(lp_ball, p=norm_exponent(name), within=PIXELS)
 
 
-def make_regions(radii: Mapping[str, float]) -> dict[str, Callable[[jax.Array], LpBall]]:
+def make_regions(radii: Mapping[str, float] | ml_collections.ConfigDict) -> dict[str, Callable[[jax.Array], LpBall]]:
     """By norm, a function from an example to its region of that radius, cut by the pixel box."""
     return {name: Partial(_Ball(norm_exponent(name)), eps) for name, eps in radii.items()}
 
@@ -137,37 +149,49 @@ def check(config: Config) -> None:
         that is negative or not a number, norms that do not fit together.
     """
     _check_fields(config, default_config(), "", free=("model.options", "radii", "reported", "losses", "weights"))
+    for path, least in _LEAST.items():
+        value = functools.reduce(getattr, path.split("."), config)
+        _require(least <= value < math.inf, path, value, f"a finite number, at least {least}")
+    for path, known in _CHOICES.items():
+        _require(getattr(config, path) in known, path, getattr(config, path), f"one of {', '.join(known)}")
+    _check_norms(config)
+    _check_schedules(config)
+
+
+def _check_norms(config: Config) -> None:
     for group in ("radii", "reported"):
         for name, eps in dict(getattr(config, group)).items():
             norm_exponent(name)
-            _require(
-                math.isfinite(eps) and eps >= 0, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]"
-            )
+            is_radius = isinstance(eps, int | float) and 0 <= eps < math.inf
+            _require(is_radius, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]")
     _require(len(config.radii) > 0, "radii", dict(config.radii), "at least one norm to certify")
     _require(len(config.losses) > 0, "losses", {}, "at least one norm to train")
     for name, loss in config.losses.items():
         _check_loss(config, name, loss)
-    _require(config.combine in _COMBINERS, "combine", config.combine, f"one of {', '.join(_COMBINERS)}")
-    _require(config.precision in _PRECISIONS, "precision", config.precision, f"one of {', '.join(_PRECISIONS)}")
-    initializations = ("ibp", "default")
-    _require(
-        config.initialization in initializations, "initialization", config.initialization, f"one of {initializations}"
-    )
-    if config.alignment.weight:
-        for side in ("lower", "higher"):
-            norm = config.alignment[side]
-            _require(norm in config.losses, f"alignment.{side}", norm, f"a norm of losses ({', '.join(config.losses)})")
+    if weights := dict(config.weights):
+        _require(config.combine == "joint", "weights", weights, f"none for {config.combine}, as only joint has weights")
         _require(
-            config.combine != "random_norm", "combine", config.combine, "joint or worst, for alignment to compare norms"
+            set(weights) == set(config.losses), "weights", weights, f"those of losses ({', '.join(config.losses)})"
         )
-    for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"):
-        _require(getattr(config, field) >= 1, field, getattr(config, field), "at least 1")
+    if config.alignment.weight:
+        _check_alignment(config)
+
+
+def _check_alignment(config: Config) -> None:
+    lower, higher = config.alignment.lower, config.alignment.higher
+    for side, norm in (("lower", lower), ("higher", higher)):
+        _require(norm in config.losses, f"alignment.{side}", norm, f"a norm of losses ({', '.join(config.losses)})")
+    _require(lower != higher, "alignment.higher", higher, "another norm than alignment.lower")
     _require(
-        config.natural_epochs <= config.ramp_end,
-        "ramp_end",
-        config.ramp_end,
-        f"at least natural_epochs = {config.natural_epochs}",
+        config.combine != "random_norm", "combine", config.combine, "joint or worst, for alignment to compare norms"
     )
+
+
+def _check_schedules(config: Config) -> None:
+    natural, ramp_end, milestones = config.natural_epochs, config.ramp_end, tuple(config.milestones)
+    _require(natural <= ramp_end, "ramp_end", ramp_end, f"at least natural_epochs = {natural}")
+    increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *milestones)))
+    _require(increasing, "milestones", milestones, "increasing epochs after 0")
     _require(0 <= config.projection.beta <= 1, "projection.beta", config.projection.beta, "a share in [0, 1]")
 
 
@@ -178,11 +202,13 @@ def _check_loss(config: Config, name: str, loss: Config) -> None:
     )
     kind = loss.get("kind")
     _require(kind in _LOSS_FIELDS, f"losses.{name}.kind", kind, f"one of {', '.join(_LOSS_FIELDS)}")
-    for field in loss:
+    for field, value in loss.items():
         known = ("kind", *_LOSS_FIELDS[kind])
-        _require(
-            field in known, f"losses.{name}.{field}", loss[field], f"only the fields {', '.join(known)} for {kind}"
-        )
+        _require(field in known, f"losses.{name}.{field}", value, f"only the fields {', '.join(known)} for {kind}")
+        if field == "ratio":
+            _require(0 <= value <= 1, f"losses.{name}.ratio", value, "a share of the radius, in [0, 1]")
+        if field == "fraction":
+            _require(0 <= value < math.inf, f"losses.{name}.fraction", value, "a multiple of the radius, at least 0")
     if kind == "lipschitz":
         _require(name == "l2", f"losses.{name}.kind", kind, "this loss for l2 only")
 

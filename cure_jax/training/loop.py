@@ -15,9 +15,10 @@ from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
 from cure_jax.progress import progress
-from cure_jax.training import config as configs
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.checkpoints import Checkpoints, load
+from cure_jax.training.config import Config, build_recipe, check
+from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.network import apply_batch, classifier
@@ -66,7 +67,7 @@ class Fitted:
 def fit(
     model: nn.Module,
     data: Arrays,
-    config: configs.Config,
+    config: Config,
     workdir: str | os.PathLike | None = None,
     *,
     validation: Arrays | None = None,
@@ -91,14 +92,14 @@ def fit(
       CheckpointError: if no checkpoint in `workdir` is usable.
       TrainingDiverged: if the loss is not finite, naming the step.
     """
-    configs.check(config)
+    check(config)
     images, labels = _prepared(model, data)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
         )
-    recipe = configs.build_recipe(config, model, steps_per_epoch)
+    recipe = build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
@@ -113,7 +114,7 @@ def fit(
             return trainer.run(state, checkpoints, writer)
 
 
-def restore(model: nn.Module, example: np.ndarray, config: configs.Config, workdir: str | os.PathLike) -> Fitted:
+def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str | os.PathLike) -> Fitted:
     """The trained network of a work directory, read without changing anything.
 
     Args:
@@ -126,17 +127,17 @@ def restore(model: nn.Module, example: np.ndarray, config: configs.Config, workd
       WorkdirError: if it is missing or was made with another config.
       CheckpointError: if its newest checkpoint is missing or damaged.
     """
-    configs.check(config)
+    check(config)
     workdirs.read_config(workdir)
     workdirs.check_config(workdir, _identity(config))
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
-    recipe = configs.build_recipe(config, model, steps_per_epoch=1000)
+    recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
     _, state, _ = load(Path(workdir) / "checkpoints", abstract)
     return Fitted(model, state, [])
 
 
-def initial_state(config: configs.Config, recipe: Recipe, example: np.ndarray) -> TrainState:
+def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Array) -> TrainState:
     """The state before the first step, a function of `config.seed`."""
     key = jax.random.key(config.seed)
     init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
@@ -168,7 +169,7 @@ def _prepared(model: nn.Module, data: Arrays) -> Arrays:
     return images if images.dtype == np.uint8 else checked, labels
 
 
-def _identity(config: configs.Config) -> dict[str, Any]:
+def _identity(config: Config) -> dict[str, Any]:
     """What determines the result of a run."""
     return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
 
@@ -177,7 +178,7 @@ def _identity(config: configs.Config) -> dict[str, Any]:
 class _Trainer:
     """One training run; everything but the state."""
 
-    config: configs.Config
+    config: Config
     recipe: Recipe
     data: Arrays
     validation: Arrays | None

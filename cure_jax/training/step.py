@@ -17,7 +17,7 @@ import optax
 
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import pairwise_lipschitz
-from cure_jax.numerics import pmean
+from cure_jax.numerics import norm, pmean
 from cure_jax.training.multi_norm import BatchObjective, Outcome, alignment, cross_entropy
 from cure_jax.training.network import classifier, clean_statistics, running_statistics
 from cure_jax.training.objectives import Network
@@ -141,7 +141,8 @@ def _certified_loss(
         metrics["regularizer"] = bound_regularizer(outcome.boxes.layers, axis_name)
         loss = loss + recipe.regularizer * (1 - scale) * metrics["regularizer"]
     if recipe.l1:
-        loss = loss + recipe.l1 * optax.tree.norm(params, ord=1)
+        # Not optax's norm: its gradient pushes parameters that are 0, as biases are at first.
+        loss = loss + recipe.l1 * sum(norm(leaf, 1) for leaf in jax.tree.leaves(params))
     metrics |= {"loss": loss, "accuracy": _accuracy(logits, labels, axis_name)}
     for name, worst in outcome.worst.items():
         metrics[f"worst_accuracy/{name}"] = _accuracy(worst.logits, labels, axis_name)

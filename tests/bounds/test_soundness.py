@@ -86,6 +86,57 @@ def test_the_first_layer_of_ibp_is_exact(p):
     np.testing.assert_allclose(shallow.upper, exact.upper, atol=1e-5)
 
 
+REPEATED = {
+    "scalar": (lambda x: x[0] * jnp.array([1.0, 1.0, 2.0]), 1),
+    "row": (lambda x: (x[None] - jnp.ones((3, 2))).reshape(-1), 2),
+    "column": (lambda x: (jnp.array([[0.2, 0.3, 0.4]]) - x[:, None]).reshape(-1), 2),
+    "gather": (lambda x: x[jnp.array([0, 1, 1])], 2),
+    "tile": (lambda x: jnp.tile(x, 2), 2),
+    "concatenate": (lambda x: jnp.concatenate([x, x]), 2),
+    "stack": (lambda x: jnp.stack([x, 2 * x], axis=1).reshape(-1), 2),
+    "sum of itself": (lambda x: x + x, 2),
+}
+
+
+@pytest.mark.parametrize("p", [2.0, 1.0])
+@pytest.mark.parametrize("name", list(REPEATED))
+def test_a_ball_with_repeated_coordinates_is_no_ball(name, p):
+    repeat, size = REPEATED[name]
+    x = jnp.full((size,), 0.4)
+    weights = jnp.ones((repeat(x).size, 1))
+
+    def shallow(x):
+        return jnp.maximum(repeat(x) @ weights, -1e3)
+
+    with jax.numpy_rank_promotion("allow"):
+        bounds = jax.jit(lambda x: cj.ibp(shallow)(cj.lp_ball(x, 0.3, p)))(x)
+        reached = 0.3 * np.linalg.norm(jax.jacobian(shallow)(x)[0], ord=2 if p == 2 else math.inf)
+        assert bounds.lower[0] <= shallow(x)[0] - reached + 1e-6
+        assert bounds.upper[0] >= shallow(x)[0] + reached - 1e-6
+
+
+@pytest.mark.parametrize("p", [1.01, 1.1, 1.5])
+def test_small_weights_do_not_vanish_in_the_dual_norm(p):
+    f = lambda x: jax.nn.relu(x @ jnp.full((3, 2), 1e-2))  # noqa: E731
+    x = jnp.full((3,), 0.5)
+    upper = jax.jit(lambda x: cj.ibp(f)(cj.lp_ball(x, 0.1, p)).upper)(x)
+    assert jnp.all(upper >= f(x.at[0].add(0.1)) - 1e-7)
+    assert jnp.all(upper <= f(x + 0.1) + 1e-7)
+
+
+def test_fill_values_and_indices_out_of_bounds_are_bounded():
+    index = jnp.array([7, 0])
+
+    def f(x):
+        filled = [x.at[index].get(mode="fill", fill_value=value) for value in (-5.0, 5.0)]
+        return jax.nn.relu(jnp.concatenate([*filled, x[index]]) + 4.0) - jnp.tile(x[:2], 3)
+
+    bounds = jax.jit(lambda x: [METHODS[name](f)(cj.linf_ball(x, 0.1)) for name in ("ibp", "crown-ibp")])
+    for interval in bounds(jnp.array([0.3, 0.6, 0.9])):
+        for point in ([0.3, 0.6, 0.9], [0.2, 0.7, 0.8], [0.4, 0.5, 1.0]):
+            assert interval.contains(f(jnp.array(point)), tolerance=1e-5)
+
+
 def test_ibp_elides_the_last_layer():
     f, x = networks.random_mlp(5), jnp.array([0.4, 0.6])
     region = cj.linf_ball(x, 0.2)

@@ -1,6 +1,7 @@
 """Certificates: what is proved, and everything that must not be."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import cure_jax as cj
-from cure_jax.certify import METHODS
+from cure_jax.certify import METHODS, certificate
 from tests import networks
 
 
@@ -71,6 +72,23 @@ def test_an_example_outside_of_its_region_is_never_verified():
     assert not cj.certify(lambda x: x, x, 0, cj.linf_ball(x - 0.3, 0.1)).verified
 
 
+@pytest.mark.parametrize("ball", [cj.linf_ball, cj.l2_ball, cj.l1_ball])
+@pytest.mark.parametrize("eps", [-0.5, jnp.nan])
+def test_a_region_whose_traced_radius_is_none_is_never_verified(eps, ball):
+    x = jnp.array([0.9, 0.1])
+    verified = jax.jit(lambda eps: cj.certify(lambda x: x + jnp.array([9.0, 0.0]), x, 0, ball(x, eps)).verified)
+    assert verified(0.5)
+    assert not verified(eps)
+    constant = jax.jit(lambda eps: cj.certify(lambda x: jnp.array([1.0, 0.0]), x, 0, ball(x, eps)).verified)
+    assert not constant(eps)
+
+
+def test_an_infinite_bound_is_never_verified(monkeypatch):
+    x, infinite = jnp.array([0.9, 0.1]), cj.Interval(jnp.array([jnp.inf]), jnp.array([jnp.inf]))
+    monkeypatch.setattr(certificate, "bound_method", lambda method: lambda f: lambda region: infinite)
+    assert not cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1)).verified
+
+
 def test_an_image_outside_of_the_pixel_box_is_never_verified():
     x = jnp.array([1.4, 0.1])
     verified = jax.jit(lambda x: cj.certify(lambda x: x, x, 0, cj.l2_ball(x, 0.1, within=(0.0, 1.0))).verified)
@@ -107,3 +125,12 @@ def test_bad_arguments_are_refused():
         cj.certify(lambda x: x, jnp.zeros(3), 0, cj.linf_ball(x, 0.1))
     with pytest.raises(ValueError, match="no regions"):
         cj.certify_union(lambda x: x, x, 0, {})
+    with pytest.raises(ValueError, match=r"labels of shape \(2,\); expected one label"):
+        inspect.unwrap(cj.certify)(lambda x: x, x, jnp.array([0, 1]), cj.linf_ball(x, 0.1))
+
+
+@pytest.mark.parametrize("f", [lambda x: x[None], lambda x: x[:1], lambda x: x[0]])
+def test_a_network_without_a_list_of_logits_is_refused(f):
+    x = jnp.array([0.8, 0.3])
+    with pytest.raises(ValueError, match="expected the logits of one example, at least 2"):
+        cj.certify(f, x, 0, cj.linf_ball(x, 0.1))

@@ -65,6 +65,24 @@ def test_a_certificate_of_a_network_compiles_once_for_all_batches():
     assert len(traces) <= few
 
 
+def test_what_a_plain_callable_holds_may_change_between_calls():
+    class Held:
+        flipped, eps = False, 0.01
+
+    def f(x):
+        return F(x)[::-1] if Held.flipped else F(x)
+
+    regions = {"linf": lambda x: cj.linf_ball(x, Held.eps, within=(0.0, 1.0))}
+    before = cj.certify_dataset(f, IMAGES, LABELS, regions)
+    Held.eps = 0.1
+    larger = cj.certify_dataset(f, IMAGES, LABELS, regions)
+    assert np.all(larger.margin["linf"] < before.margin["linf"])
+    Held.flipped, Held.eps = True, 0.01
+    flipped = cj.certify_dataset(f, IMAGES, 2 - LABELS, regions)
+    np.testing.assert_allclose(flipped.margin["linf"], before.margin["linf"], atol=1e-6)
+    np.testing.assert_array_equal(flipped.correct, before.correct)
+
+
 def test_bad_examples_are_refused():
     with pytest.raises(ValueError, match="images"):
         cj.certify_dataset(F, IMAGES * 3, LABELS, REGIONS)
@@ -74,5 +92,7 @@ def test_bad_examples_are_refused():
         cj.certify_dataset(F, IMAGES, LABELS[:-1], REGIONS)
     with pytest.raises(ValueError, match="no regions"):
         cj.certify_dataset(F, IMAGES, LABELS, {})
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        cj.certify_dataset(F, IMAGES, LABELS, REGIONS, batch_size=0)
     with pytest.raises(ValueError, match="Unknown method"):
         cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method="exact")

@@ -7,7 +7,7 @@ one.
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,13 +33,13 @@ class Case(NamedTuple):
     shape: tuple[int, ...] = (4,)
 
 
-def _pool(x: jax.Array, strides: tuple[int, ...], padding: str) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), strides, padding)
+def _pool(x: jax.Array, strides: tuple[int, ...], padding: Any, **options: Any) -> jax.Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (2, 2), strides, padding, **options)
 
 
-def _conv(x: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x[None, ..., None], KERNEL, (stride, stride), padding, dimension_numbers=numbers)
+def _conv(x: jax.Array, stride: int = 1, padding: Any = "SAME", **options: Any) -> jax.Array:
+    options["dimension_numbers"] = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x[None, ..., None], KERNEL, (stride, stride), padding, **options)
 
 
 CASES = {
@@ -50,12 +50,19 @@ CASES = {
     "rev": Case("rev", lambda x: x[::-1]),
     "slice": Case("slice", lambda x: lax.slice(x, (1,), (3,))),
     "broadcast": Case("broadcast_in_dim", lambda x: lax.broadcast(x, (2,))),
+    "tile": Case("tile", lambda x: jnp.tile(x, 2)),
+    "broadcast scalar": Case("broadcast_in_dim", lambda x: lax.squeeze(x, (0,)) * CONSTANT, (1,)),
+    "broadcast row": Case("broadcast_in_dim", lambda x: x + jnp.ones((3, 4)), (1, 4)),
     "gather": Case("gather", lambda x: x[jnp.array([2, 0, 2])]),
+    "gather out of bounds": Case("gather", lambda x: x[jnp.array([9, 0, 2])]),
+    "gather filled": Case("gather", lambda x: x.at[jnp.array([9, 0, 2])].get(mode="fill", fill_value=-5.0)),
     "dynamic_slice": Case("dynamic_slice", lambda x: lax.dynamic_slice(x, (jnp.array(1),), (2,))),
     "select_n": Case("select_n", lambda x: jnp.where(jnp.array([True, False, True, False]), x, CONSTANT)),
     "select_n both": Case("select_n", lambda x: jnp.where(jnp.array([True, False, True, False]), x, 2 * x)),
     "concatenate": Case("concatenate", lambda x: jnp.concatenate([x, CONSTANT, 3 * x])),
+    "stack": Case("stack", lambda x: jnp.stack([x, CONSTANT])),
     "pad": Case("pad", lambda x: lax.pad(x, jnp.float32(0.7), [(1, 2, 1)])),
+    "pad negative": Case("pad", lambda x: lax.pad(x, jnp.float32(0.7), [(-1, 2, 1)])),
     "copy": Case("copy", lambda x: jnp.array(x, copy=True)),
     "add constant": Case("add", lambda x: x + CONSTANT),
     "add both": Case("add", lambda x: x + 2 * x),
@@ -69,19 +76,33 @@ CASES = {
     "reduce_window_sum": Case(
         "reduce_window_sum", lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 2), (1, 1), "SAME"), (2, 2)
     ),
+    "reduce_window_sum in the padding": Case(
+        "reduce_window_sum", lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 1), (1, 1), [(1, 0), (0, 2)]), (2, 2)
+    ),
     "dot right": Case("dot_general", lambda x: x @ jnp.asarray(W)),
     "dot left": Case("dot_general", lambda x: jnp.asarray(W).T @ x),
     "conv": Case("conv_general_dilated", _conv, (2, 2)),
     "conv strided": Case("conv_general_dilated", functools.partial(_conv, stride=2, padding="VALID"), (2, 2)),
+    "conv dilated": Case(
+        "conv_general_dilated", functools.partial(_conv, padding=[(2, 0), (0, 3)], rhs_dilation=(2, 1)), (3, 3)
+    ),
     "relu": Case("max", jax.nn.relu),
     "max constant": Case("max", lambda x: jnp.maximum(x, CONSTANT)),
     "max both": Case("max", lambda x: jnp.maximum(x, 0.5 * x[::-1] + 0.2)),
     "min constant": Case("min", lambda x: jnp.minimum(CONSTANT, x)),
     "min both": Case("min", lambda x: jnp.minimum(x, 0.5 * x[::-1] + 0.2)),
+    "max constant broadcast": Case("max", lambda x: jnp.maximum(x, CONSTANT), (1,)),
+    "max both broadcast": Case("max", lambda x: jnp.maximum(x, jnp.sum(x))),
+    "min both broadcast": Case("min", lambda x: jnp.minimum(x[None], x[:2, None])),
     "abs": Case("abs", jnp.abs),
     "reduce_max": Case("reduce_max", lambda x: jnp.max(x, axis=0), (2, 2)),
     "max pool": Case("reduce_window_max", functools.partial(_pool, strides=(2, 2), padding="VALID"), (2, 2)),
     "max pool overlapping": Case("reduce_window_max", functools.partial(_pool, strides=(1, 1), padding="SAME"), (2, 2)),
+    "max pool dilated": Case(
+        "reduce_window_max",
+        functools.partial(_pool, strides=(2, 1), padding=[(1, 1), (0, 1)], base_dilation=(2, 1)),
+        (2, 2),
+    ),
 }
 
 
@@ -234,8 +255,33 @@ def test_narrowing_conversions_are_refused():
 
 
 def test_widening_conversions_keep_values():
-    graph = graphs.trace(lambda x: x.astype(jnp.float32) * 3, jax.ShapeDtypeStruct((2,), jnp.bfloat16))
-    assert isinstance(rules.lookup(graph.equations[0]), rules.Affine)
+    with jax.enable_x64(True):
+        graph = graphs.trace(lambda x: x.astype(jnp.float64) * 3, jax.ShapeDtypeStruct((2,), jnp.float32))
+        assert graph.equations[0].name == "convert_element_type"
+        assert isinstance(rules.lookup(graph.equations[0]), rules.Affine)
+
+
+def test_products_rounded_to_a_narrower_type_are_refused():
+    with pytest.raises(graphs.UnsupportedPrimitive, match="`dot_general`"):
+        _bounds_of(lambda x: jnp.dot(x, CONSTANT, preferred_element_type=jnp.bfloat16))
+
+
+def test_maxima_of_padding_alone_are_refused():
+    with pytest.raises(graphs.UnsupportedPrimitive, match="`reduce_window_max`"):
+        _bounds_of(lambda x: _pool(x.reshape(2, 2), (1, 1), [(2, 0), (0, 0)]))
+    with pytest.raises(graphs.UnsupportedPrimitive, match="`reduce_window_max`"):
+        _bounds_of(lambda x: lax.reduce_window(x, -jnp.inf, lax.max, (1,), (1,), "VALID", base_dilation=(2,)))
+
+
+@pytest.mark.parametrize("q", [1.5, 2.0, 5.0])
+def test_small_magnitudes_do_not_vanish_in_their_powers(q):
+    for name in ("dot right", "conv", "mul"):
+        equation = _equation(CASES[name])
+        small = equation.replace_constants(lambda weight: weight * 1e-9)
+        radius = jnp.full(equation.bounded[0].shape, 1e-3)
+        rule = rules.lookup(equation)
+        expected = rule.magnitude(equation, q, jnp.ones_like(radius))
+        np.testing.assert_allclose(rule.magnitude(small, q, radius) * 1e12, expected, rtol=1e-5)
 
 
 def test_division_by_a_bounded_operand_is_refused():

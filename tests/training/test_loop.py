@@ -51,6 +51,7 @@ class _Interrupted:
     def __init__(self) -> None:
         self.run: Callable | None = None
         self.calls_left = -1
+        self.rows: list[np.ndarray] = []
 
     def compile_steps(self, *args: Any) -> Callable:
         self.run = self.run or compile_steps(*args)
@@ -58,6 +59,7 @@ class _Interrupted:
 
     def __call__(self, *args: Any) -> Any:
         self.calls_left -= 1
+        self.rows.extend(args[3])
         if self.calls_left == 0:
             raise KeyboardInterrupt
         return self.run(*args)
@@ -92,6 +94,10 @@ def test_a_run_that_was_interrupted_resumes_to_the_last_bit(tmp_path: Path, monk
     config, steps = tiny.scratch(epochs=4, parallel="jit"), _Interrupted()
     monkeypatch.setattr(loop, "compile_steps", steps.compile_steps)
     undisturbed = fit(_MLP, _DATA, config, tmp_path / "undisturbed")
+    # Two batches an epoch: every example once in each, in another order.
+    epochs = np.reshape(steps.rows, (4, 32))
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(32), (4, 1)))
+    assert len(np.unique(epochs, axis=0)) == 4
     steps.calls_left = 4
     with pytest.raises(KeyboardInterrupt):
         fit(_MLP, _DATA, config, tmp_path / "interrupted")
@@ -164,7 +170,9 @@ def test_restore_without_a_run_or_without_a_checkpoint_says_so(
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     # The learning rate explodes at the milestone, step 4, so the loss of step 5 is the first bad one.
     config = _quick(milestone_factor=1e30, checkpoint_every=2)
-    with pytest.raises(TrainingDiverged, match=r"The loss at step 5 is (nan|inf).*lower learning_rate.*last checkpoint"):
+    with pytest.raises(
+        TrainingDiverged, match=r"The loss at step 5 is (nan|inf).*lower learning_rate.*last checkpoint"
+    ):
         fit(_MLP, _DATA, config, tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]
     restored = restore(_MLP, _DATA[0][:1], config, tmp_path)
@@ -184,7 +192,12 @@ def _with(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray
     [
         (_DATA[0], _with(_DATA[1], (5,), 3), {}, r"labels\[5\] is 3; expected 0\.\.2"),
         (_DATA[0], _with(_DATA[1], (5,), -1), {}, r"labels\[5\] is -1"),
-        (_with(_DATA[0], (4, 1, 2, 0), 1.5), _DATA[1], {}, r"images\[4, 1, 2, 0\] is 1\.5; expected finite pixels in \[0"),
+        (
+            _with(_DATA[0], (4, 1, 2, 0), 1.5),
+            _DATA[1],
+            {},
+            r"images\[4, 1, 2, 0\] is 1\.5; expected finite pixels in \[0",
+        ),
         (_with(_DATA[0], (4, 1, 2, 0), np.nan), _DATA[1], {}, r"images\[4, 1, 2, 0\] is nan"),
         (_DATA[0], _DATA[1][:-1], {}, r"32 images and 31 labels"),
         (_DATA[0], _DATA[1], {"batch_size": 33}, r"batch_size 33 exceeds the 32 training examples"),

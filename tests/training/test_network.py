@@ -101,7 +101,9 @@ def test_logits_and_gradients_are_those_of_the_batched_training_pass(model: nn.M
 def test_parts_of_a_batch_on_an_axis_have_the_statistics_of_the_whole() -> None:
     model = Own()
     variables, parts = _variables(model), _IMAGES.reshape(4, 4, *tiny.SHAPE)
-    divided = jax.jit(jax.vmap(lambda part: clean_statistics(model, variables, part, "parts"), axis_name="parts"))(parts)
+    divided = jax.jit(jax.vmap(lambda part: clean_statistics(model, variables, part, "parts"), axis_name="parts"))(
+        parts
+    )
     whole = jax.jit(lambda images: clean_statistics(model, variables, images))(_IMAGES)
     chex.assert_trees_all_close(divided, jax.tree.map(lambda leaf: jnp.stack([leaf] * 4), whole), rtol=1e-5, atol=1e-6)
 

@@ -23,7 +23,7 @@ _ROWS = np.stack([np.random.default_rng(step).permutation(32)[:16] for step in r
 def _train(
     model: nn.Module, config: ml_collections.ConfigDict, modes: list[str], dtype: type = np.float32
 ) -> list[tuple[TrainState, dict[str, jax.Array]]]:
-    """Three epochs on eight devices ("jit": on one): natural, ramp, full radius (and with projection both gradients)."""
+    """Three epochs, natural, ramp and full radius, on eight devices ("jit": on one)."""
     check(config)
     recipe = build_recipe(config, model, _STEPS_PER_EPOCH)
     images, labels = tiny.data(size=32)

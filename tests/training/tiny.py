@@ -26,7 +26,10 @@ class TinyMLP(nn.Module):
 
 
 class TinyConvNet(nn.Module):
-    """A convolution with BatchNorm (without a bias: its gradient would be rounding errors, which Adam blows up), and a dense layer."""
+    """A convolution with BatchNorm, and a dense layer.
+
+    The convolution has no bias: its gradient would be rounding errors, which Adam blows up.
+    """
 
     momentum: float = 0.9
     axis_name: str | None = None
@@ -38,7 +41,7 @@ class TinyConvNet(nn.Module):
 
 
 class ForeignConvNet(nn.Module):
-    """As somebody else writes it: BatchNorm with its own momentum, and no fields to change it or to name a device axis."""
+    """As somebody else writes it: BatchNorm with its own momentum, without fields for it and for a device axis."""
 
     scale: float = 1.0
 
@@ -59,7 +62,7 @@ def data(size: int = 48, seed: int = 0, dtype: Any = np.float32) -> tuple[np.nda
 
 
 def config(**fields: Any) -> ml_collections.ConfigDict:
-    """A run of a few steps with all stages: natural, ramp, full radius; fields with dots in their names reach deeper."""
+    """A run of a few steps with all stages: natural, ramp, full radius. Dots in the names of fields reach deeper."""
     result = default_config()
     small = {
         "radii": {"linf": 0.05, "l2": 0.1},

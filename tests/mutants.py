@@ -1,0 +1,141 @@
+"""Planted bugs: each makes a wrong certificate possible, and the suite must notice every one of them.
+
+A mutant replaces one function of the library by one with the bug, for as long as its context lasts. Compiled functions
+are forgotten on the way in and out, so that none of them holds the other version.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import cure_jax as cj
+from cure_jax import graph, numerics, regions
+from cure_jax.bounds import linear
+from cure_jax.certify import certificate
+from cure_jax.regions import Interval, LpBall
+from cure_jax.rules import elementwise, pooling, registry
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@contextlib.contextmanager
+def planted(plant: Plant) -> Iterator[None]:
+    """The library with one bug in it."""
+    jax.clear_caches()
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        yield
+    jax.clear_caches()
+
+
+def _replace_rules(patch: pytest.MonkeyPatch, primitive: str, rule: registry.Rule) -> None:
+    patch.setattr(registry, "_TABLE", registry._TABLE | {primitive: [(lambda equation: True, rule)]})
+
+
+def relu_intercept_too_small(patch: pytest.MonkeyPatch) -> None:
+    right = elementwise.relu_slopes
+
+    def wrong(lower, upper, alpha):
+        lower_slope, upper_slope, intercept = right(lower, upper, alpha)
+        return lower_slope, upper_slope, 0.7 * intercept
+
+    patch.setattr(elementwise, "relu_slopes", wrong)
+
+
+def unstable_neurons_treated_as_stable(patch: pytest.MonkeyPatch) -> None:
+    def wrong(lower, upper, alpha):
+        del alpha
+        slope = (upper > -lower).astype(lower.dtype)
+        return slope, slope, jnp.zeros_like(lower)
+
+    patch.setattr(elementwise, "relu_slopes", wrong)
+
+
+def l2_ball_with_the_dual_exponent_of_l1(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(regions, "_dual", lambda p: math.inf)
+
+
+def first_layer_with_the_wrong_dual_exponent(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(numerics, "dual", lambda p: math.inf)
+
+
+def linf_ball_with_the_2_norm(patch: pytest.MonkeyPatch) -> None:
+    right = LpBall.support
+
+    def wrong(self, coefficients):
+        if self.p < math.inf:
+            return right(self, coefficients)
+        box = self.bounding_box()
+        return jnp.sum(coefficients * box.center) + numerics.norm(coefficients * box.radius, 2)
+
+    patch.setattr(LpBall, "support", wrong)
+
+
+def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
+    right = LpBall._room
+    patch.setattr(LpBall, "_room", lambda self: right(self)[::-1])
+
+
+def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:
+    right = linear._through_relaxation
+    swapped = lambda relaxation: registry.Relaxation(relaxation.upper, relaxation.lower)  # noqa: E731
+    patch.setattr(linear, "_through_relaxation", lambda relaxation, c: right(swapped(relaxation), c))
+
+
+def offsets_forgotten(patch: pytest.MonkeyPatch) -> None:
+    right = linear._through_affine
+
+    def wrong(equation, rule, coefficients):
+        pulled, constant = right(equation, rule, coefficients)
+        return pulled, jnp.zeros_like(constant)
+
+    patch.setattr(linear, "_through_affine", wrong)
+
+
+def last_layer_with_upper_for_lower(patch: pytest.MonkeyPatch) -> None:
+    right = linear.concretize
+
+    def wrong(bound, graph, region, intervals):
+        swapped = {index: Interval(box.upper, box.lower) for index, box in intervals.items()}
+        return right(bound, graph, region, swapped)
+
+    patch.setattr(linear, "concretize", wrong)
+
+
+def margins_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    def wrong(f, label):
+        def differences(x):
+            logits = f(x)
+            others = jnp.arange(logits.size - 1)
+            others = others + (others > label).astype(others.dtype)
+            return logits[jnp.asarray(label)] - logits[others]
+
+        return differences
+
+    patch.setattr(cj, "margins", wrong)
+    patch.setattr(certificate, "margins", wrong)
+
+
+def repeated_coordinates_as_a_ball(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(graph, "_BROADCASTING", ())
+
+
+def weights_with_their_signs(patch: pytest.MonkeyPatch) -> None:
+    wrong = lambda equation, q, radius: jnp.abs(equation.evaluate(radius))  # noqa: E731
+    _replace_rules(patch, "dot_general", registry.Affine(wrong))
+
+
+def max_pool_below_its_largest_upper_bound(patch: pytest.MonkeyPatch) -> None:
+    def wrong(equation, intervals, alpha):
+        relaxation = pooling._relax(equation, intervals, alpha)
+        return registry.Relaxation(relaxation.lower, relaxation.lower)
+
+    _replace_rules(patch, "reduce_max", pooling._MAXIMUM._replace(relax=wrong))
+
+
+def examples_outside_of_their_region(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(LpBall, "contains", lambda self, x, tolerance=0.0: jnp.asarray(True))

@@ -1,0 +1,50 @@
+"""The suite has teeth: checks of its own that fail for every planted bug, and pass without."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import pytest
+
+from tests import mutants, test_regions
+from tests.bounds import test_soundness
+from tests.certify import test_certificate
+from tests.rules import test_rules
+
+
+def _lines(name: str) -> None:
+    for seed in range(3):
+        test_rules.test_lines_sandwich_the_function(name, seed, None)
+
+
+SUPPORT = test_regions.test_no_point_of_the_region_exceeds_the_support
+GRID = test_soundness.test_bounds_hold_on_a_grid
+
+# The planted bug, and the check of the suite that is meant to notice it.
+CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
+    mutants.relu_intercept_too_small: functools.partial(_lines, "relu"),
+    mutants.unstable_neurons_treated_as_stable: functools.partial(_lines, "relu"),
+    mutants.max_pool_below_its_largest_upper_bound: functools.partial(_lines, "reduce_max"),
+    mutants.weights_with_their_signs: functools.partial(test_rules.test_magnitudes_are_row_norms, "dot right", 1.0),
+    mutants.l2_ball_with_the_dual_exponent_of_l1: functools.partial(SUPPORT, 2.0, None),
+    mutants.linf_ball_with_the_2_norm: functools.partial(SUPPORT, math.inf, (0.0, 1.0)),
+    mutants.pixel_box_caps_on_the_wrong_side: functools.partial(SUPPORT, 2.0, (0.0, 1.0)),
+    mutants.first_layer_with_the_wrong_dual_exponent: functools.partial(GRID, "ibp", 2.0, "mlp"),
+    mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
+    mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown-ibp", math.inf, "mlp"),
+    mutants.offsets_forgotten: functools.partial(test_soundness.test_linear_maps_are_exact, "crown", math.inf),
+    mutants.repeated_coordinates_as_a_ball: functools.partial(
+        test_soundness.test_a_ball_with_repeated_coordinates_is_no_ball, "scalar", 2.0
+    ),
+    mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
+    mutants.examples_outside_of_their_region: (
+        test_certificate.test_an_example_outside_of_its_region_is_never_verified
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", CAUGHT, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_caught(plant):
+    CAUGHT[plant]()
+    with mutants.planted(plant), pytest.raises(AssertionError):
+        CAUGHT[plant]()

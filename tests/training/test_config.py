@@ -1,0 +1,215 @@
+"""Configs: every mistake is named before anything runs, and every experiment of configs/ takes a step."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import digits
+from cure_jax import models
+from cure_jax.training import fit
+from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
+from cure_jax.training.loop import initial_state
+from cure_jax.training.step import train_step
+from tests.training import tiny
+
+_NAN = float("nan")
+_SMALL = {"kind": "small_box"}
+_BOTH = {"linf": _SMALL, "l2": _SMALL}
+_ALIGNED = {"losses": _BOTH, "alignment.weight": 1.0}
+
+
+def _config(fields: dict[str, Any]) -> ml_collections.ConfigDict:
+    config = default_config()
+    for path, value in fields.items():
+        *parents, name = path.split(".")
+        parent = config
+        for part in parents:
+            parent = parent[part]
+        with parent.unlocked(), parent.ignore_type():
+            parent[name] = value
+    return config
+
+
+def test_the_default_config_is_right() -> None:
+    check(default_config())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"epoch": 3}, r"Unknown config field 'epoch'.*Did you mean 'epochs'\?"),
+        ({"alignment.wieght": 1.0}, r"Unknown config field 'alignment\.wieght'.*Did you mean 'alignment\.weight'\?"),
+        ({"xyz": 3}, r"Unknown config field 'xyz'.*Known: alignment, attack_steps"),
+        ({"radii": {}}, r"config\.radii is {}"),
+        ({"radii.l2": -0.1}, r"config\.radii\.l2 is -0\.1; expected a finite radius >= 0"),
+        ({"radii.l2": math.inf}, r"config\.radii\.l2 is inf"),
+        ({"radii.l2": _NAN}, r"config\.radii\.l2 is nan"),
+        ({"radii.l2": "0.1"}, r"config\.radii\.l2 is '0\.1'"),
+        ({"radii.l0": 0.1}, r"Unknown norm 'l0'"),
+        ({"radii.2": 0.1}, r"Unknown norm '2'"),
+        ({"reported.l1": -1.0}, r"config\.reported\.l1 is -1\.0"),
+        ({"reported.x": 1.0}, r"Unknown norm 'x'"),
+        ({"losses": {}}, r"config\.losses is {}; expected at least one norm to train"),
+        ({"losses": {"l1": _SMALL}}, r"config\.losses\.l1 is .*expected a norm that has a radius \(l2, linf\)"),
+        ({"losses.linf.kind": "sabr"}, r"config\.losses\.linf\.kind is 'sabr'; expected one of natural, pgd"),
+        ({"losses": {"linf": {}}}, r"config\.losses\.linf\.kind is None"),
+        (
+            {"losses": {"linf": {"kind": "ibp", "ratio": 0.4}}},
+            r"config\.losses\.linf\.ratio is 0\.4.*kind, fraction for ibp",
+        ),
+        ({"losses.linf.ratio": 1.5}, r"config\.losses\.linf\.ratio is 1\.5"),
+        ({"losses.linf.ratio": _NAN}, r"config\.losses\.linf\.ratio is nan"),
+        ({"losses": {"l2": {"kind": "dual_norm", "fraction": -1.0}}}, r"config\.losses\.l2\.fraction is -1\.0"),
+        (
+            {"losses": {"linf": {"kind": "lipschitz"}}},
+            r"config\.losses\.linf\.kind is 'lipschitz'; expected .* l2 only",
+        ),
+        ({"combine": "sum"}, r"config\.combine is 'sum'; expected one of joint, worst, random_norm"),
+        ({"precision": "bf16"}, r"config\.precision is 'bf16'; expected one of default, high, highest"),
+        ({"initialization": "kaiming"}, r"config\.initialization is 'kaiming'"),
+        ({"parallel": "ddp"}, r"config\.parallel is 'ddp'; expected one of auto, jit, shard_map, pmap"),
+        ({"weights": {"linf": 1.0}}, r"config\.weights .*only joint has weights"),
+        (
+            {"weights": {"l2": 1.0}, "combine": "joint"},
+            r"config\.weights is {'l2': 1\.0}; expected those of losses \(linf\)",
+        ),
+        ({"alignment.weight": -1.0}, r"config\.alignment\.weight is -1\.0"),
+        ({**_ALIGNED, "alignment.lower": "l1"}, r"config\.alignment\.lower is 'l1'; expected a norm of losses"),
+        ({**_ALIGNED, "alignment.higher": "l1"}, r"config\.alignment\.higher is 'l1'"),
+        ({**_ALIGNED, "alignment.lower": "linf"}, r"config\.alignment\.higher is 'linf'; expected another norm"),
+        ({**_ALIGNED, "combine": "random_norm"}, r"config\.combine is 'random_norm'; expected joint or worst"),
+        ({"natural_epochs": 30.0}, r"config\.ramp_end is 22\.0; expected at least natural_epochs = 30\.0"),
+        ({"milestones": (60, 50)}, r"config\.milestones is \(60, 50\); expected increasing epochs"),
+        ({"milestones": (0, 50)}, r"config\.milestones is \(0, 50\)"),
+        ({"projection.beta": 1.5}, r"config\.projection\.beta is 1\.5; expected a share in \[0, 1\]"),
+        ({"projection.beta": _NAN}, r"config\.projection\.beta is nan"),
+        *[
+            ({field: 0}, rf"config\.{field} is 0; expected a finite number, at least 1")
+            for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps")
+        ],
+        *[
+            ({field: value}, rf"config\.{field} is {value}")
+            for field in (
+                "learning_rate",
+                "milestone_factor",
+                "natural_epochs",
+                "kappa_ramp_epochs",
+                "regularizer",
+                "l1",
+            )
+            for value in (-1.0, _NAN, math.inf)
+        ],
+        ({"seed": -1}, r"config\.seed is -1"),
+    ],
+    ids=str,
+)
+def test_every_mistake_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(_config(fields))
+
+
+def test_fit_checks_before_it_computes_or_writes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.radii\.l2 is -0\.1"):
+        fit(tiny.TinyMLP(), tiny.data(), _config({"radii.l2": -0.1}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_right_variations_pass() -> None:
+    check(_config({"losses": {"linf": {"kind": "ibp"}, "l2": {"kind": "lipschitz", "fraction": 0.5}}}))
+    check(_config({"losses": _BOTH, "combine": "joint", "weights": {"l2": 0.3, "linf": 0.7}}))
+    check(_config({"radii": {"l1": 1.0, "l3": 0.2}, "losses": {"l3": {"kind": "pgd"}}, "reported": {"l2": 0.0}}))
+    check(_config({**_ALIGNED, "milestones": (), "natural_epochs": 0.0, "ramp_end": 0.0, "learning_rate": 0.0}))
+
+
+@pytest.mark.parametrize(("name", "p"), [("linf", math.inf), ("l2", 2.0), ("l1", 1.0), ("l1.5", 1.5)])
+def test_norms_have_their_exponents_and_regions_the_pixel_box(name: str, p: float) -> None:
+    assert norm_exponent(name) == p
+    x = jnp.array([0.0, 0.95])
+    region = make_regions({name: 0.1})[name](x)
+    assert region.p == p
+    np.testing.assert_allclose(region.bounding_box().lower, [0.0, 0.85], atol=1e-6)
+    np.testing.assert_allclose(region.bounding_box().upper, [0.1, 1.0], atol=1e-6)
+
+
+def test_regions_of_the_same_radius_are_compiled_once() -> None:
+    traces = []
+
+    @jax.jit
+    def upper(make: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
+        traces.append(None)
+        return make(x).bounding_box().upper
+
+    values = [upper(make_regions({"l2": eps})["l2"], jnp.zeros(2)) for eps in (0.1, 0.2)]
+    np.testing.assert_allclose(values, [[0.1, 0.1], [0.2, 0.2]], atol=1e-6)
+    assert len(traces) == 1
+
+
+def test_the_recipe_follows_the_schedules_of_the_config() -> None:
+    fields = {
+        "natural_epochs": 1.0,
+        "ramp_end": 3.0,
+        "milestones": (4, 5),
+        "learning_rate": 0.1,
+        "projection.beta": 0.5,
+    }
+    recipe = build_recipe(_config(fields), tiny.TinyMLP(), steps_per_epoch=10)
+    assert [float(recipe.natural_weight(step)) for step in (0, 9, 10)] == [1, 1, 0]
+    assert [float(recipe.radius_scale(step)) for step in (10, 30)] == [0, 1]
+    assert 0 < recipe.radius_scale(11) < recipe.radius_scale(29) < 1
+    assert recipe.projection_start == 30
+    later = build_recipe(_config({**fields, "projection.start_epoch": 3.5}), tiny.TinyMLP(), steps_per_epoch=10)
+    assert later.projection_start == 35
+    assert build_recipe(default_config(), tiny.TinyMLP(), 10).projection_start is None
+
+
+def test_the_learning_rate_falls_at_the_milestones() -> None:
+    fields = {"milestones": (1, 2), "learning_rate": 0.1, "milestone_factor": 0.5}
+    optimizer = build_recipe(_config(fields), tiny.TinyMLP(), steps_per_epoch=2).optimizer
+    params = jnp.zeros(1)
+    state, rates = optimizer.init(params), []
+    for _ in range(5):
+        # Of a constant gradient, Adam's step is the learning rate.
+        update, state = optimizer.update(jnp.ones(1), state, params)
+        rates.append(-float(update[0]))
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.05, 0.025], rtol=1e-4)
+
+
+def _quickly_compiled(function: Callable, *args: Any) -> Callable:
+    """Compiling takes nearly all the time here, so the compiler is told not to optimise."""
+    return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})
+
+
+_METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "paper")
+
+
+@pytest.mark.parametrize("method", _METHODS)
+def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
+    config = digits.get_config(method)
+    check(config)
+    # As it is but for its size; from the first step everything is on.
+    config.update({"attack_steps": 2, "natural_epochs": 0.0, "ramp_end": 0.0, "model": {"options": {"features": (6,)}}})
+    images = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32)
+    labels = jnp.arange(8, dtype=jnp.int32)
+    recipe = build_recipe(config, models.create("mlp", 10, **config.model.options.to_dict()), steps_per_epoch=1)
+    state = _quickly_compiled(lambda: initial_state(config, recipe, images[:1]))()
+    step = _quickly_compiled(lambda state: train_step(recipe, state, jnp.asarray(images), labels, None), state)
+    after, metrics = step(state)
+    assert all(np.all(np.isfinite(metric)) for metric in metrics.values())
+    assert metrics["radius_scale"] == 1
+    moved = jax.tree.map(lambda new, old: np.any(new != old), after.params, state.params)
+    assert all(jax.tree.leaves(moved))
+    names = {name.removeprefix("worst_accuracy/") for name in metrics if name.startswith("worst_accuracy/")}
+    assert names == (set() if method == "random" else set(config.losses))
+    assert ("alignment" in metrics) == (recipe.projection_start is not None) == (method in ("scratch", "paper"))
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown method 'cure'; expected one of linf, l2, joint"):
+        digits.get_config("cure")
