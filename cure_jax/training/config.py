@@ -107,13 +107,13 @@ def default_config() -> Config:
 
 
 def norm_exponent(name: str) -> float:
-    """The exponent p of a norm's name: "linf", "l2", "l1", "l1.5".
+    """The exponent p of a norm's name: "linf", "l2", "l1"; "l1.5" is "l1_5" too, as fields of a config have no dots.
 
     Raises:
       ValueError: for any other name, or p < 1.
     """
     try:
-        p = float(name.removeprefix("l")) if name.startswith("l") else math.nan
+        p = float(name.removeprefix("l").replace("_", ".")) if name.startswith("l") else math.nan
     except ValueError:
         p = math.nan
     if not p >= 1:

@@ -18,7 +18,6 @@ from cure_jax.progress import progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.checkpoints import Checkpoints, load
 from cure_jax.training.config import Config, build_recipe, check
-from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.network import apply_batch, classifier

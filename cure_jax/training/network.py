@@ -92,8 +92,8 @@ def clean_statistics(
 
 
 def running_statistics(model: nn.Module, running: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
-    """The running averages after one more batch; the old ones weigh `model.momentum` (0.9 without that field)."""
-    momentum = getattr(model, "momentum", 0.9)
+    """The running averages after one more batch; the old ones weigh `model.momentum`, else flax's default of 0.99."""
+    momentum = getattr(model, "momentum", 0.99)
     return jax.tree.map(
         lambda old, new: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new), dict(running), dict(clean)
     )
