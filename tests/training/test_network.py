@@ -160,11 +160,11 @@ def test_running_averages_move_as_those_of_flax(momentum: float) -> None:
     chex.assert_trees_all_close(*both(variables), rtol=1e-6)
 
 
-def test_running_averages_without_a_momentum_keep_nine_tenths_and_pass_no_gradient() -> None:
+def test_running_averages_without_a_momentum_keep_ninety_nine_percent_and_pass_no_gradient() -> None:
     running = {"norm": {"mean": jnp.array([1.0, 2.0])}}
 
     def moved(new: jax.Array) -> jax.Array:
         return running_statistics(Foreign(), running, {"norm": {"mean": new}})["norm"]["mean"]
 
-    np.testing.assert_allclose(moved(jnp.array([11.0, -8.0])), [2.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(moved(jnp.array([11.0, -8.0])), [1.1, 1.9], rtol=1e-6)
     np.testing.assert_array_equal(jax.grad(lambda new: jnp.sum(moved(new)))(jnp.ones(2)), [0.0, 0.0])
