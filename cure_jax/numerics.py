@@ -200,10 +200,12 @@ def norm(x: Float[Array, "..."], p: float | int) -> Float[Array, ""]:
         return largest
     # The norm is homogeneous, so any constant serves as scale: no gradient has to pass through it.
     scale = lax.stop_gradient(jnp.where((largest > 0) & (largest < math.inf), largest, 1.0))
-    total = jnp.sum((magnitude / scale) ** p)
+    relative = magnitude / scale
+    total = jnp.sum(jnp.square(relative) if p == 2 else relative**p)
     # A root has no gradient at 0; with 1 in its place, `where` sends 0 back.
     is_zero = total == 0
-    return jnp.where(is_zero, 0.0, scale * jnp.where(is_zero, 1.0, total) ** (1 / p))
+    root = jnp.where(is_zero, 1.0, total)
+    return jnp.where(is_zero, 0.0, scale * (jnp.sqrt(root) if p == 2 else root ** (1 / p)))
 
 
 def dual(p: float | int) -> float:

@@ -7,7 +7,6 @@ radii are in the units of the network's input, pixels in [0, 1].
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -20,11 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-# Newton steps of the support of a cut ball. Measured on random and black/white images of 64 and 784 pixels, normal
-# coefficients and their fifth powers: p = 2 is exact after 10, p = 5 to 3e-11; p = 1.2 to 2e-4 at worst (16: exact).
-_WATER_FILLING_STEPS = 12
-# Newton steps of the projection onto an l_2 ball cut by a box; what is left after them is scaled into the ball.
-_SECULAR_STEPS = 8
+from cure_jax import numerics, searches
 
 
 @runtime_checkable
@@ -167,14 +162,14 @@ class LpBall:
         if self.p == math.inf:
             # Without a box the center and the radius are exact, those of the bounding box rounded.
             box = self if self.lower is None else self.bounding_box()
-            return jnp.sum(coefficients * box.center) + jnp.sum(_magnitude(coefficients) * box.radius)
+            return jnp.sum(coefficients * box.center) + jnp.sum(searches.magnitude(coefficients) * box.radius)
         scaled = coefficients * self.radius
         linear = jnp.sum(coefficients * self.center)
         if self.lower is None:
-            return linear + _norm(scaled, _dual(self.p))
+            return linear + numerics.norm(scaled, numerics.dual(self.p))
         below, above = self._room()
-        size, cap = _magnitude(scaled), jnp.where(scaled > 0, above, below)
-        cut = _knapsack(size, cap) if self.p == 1 else _water_filling(size, cap, self.p)
+        size, cap = searches.magnitude(scaled), jnp.where(scaled > 0, above, below)
+        cut = searches.knapsack(size, cap) if self.p == 1 else searches.water_filling(size, cap, self.p)
         return linear + jnp.minimum(cut, jnp.sum(size * cap))
 
     def bounding_box(self) -> Interval:
@@ -200,7 +195,7 @@ class LpBall:
         # Nothing is in a ball whose radius is negative or NaN, which only a traced one can be.
         fixed = (room == 0) & (offset == 0)
         relative = jnp.where(room > 0, offset / jnp.where(room > 0, room, 1), jnp.where(fixed, 0, jnp.inf))
-        inside = _norm(relative, self.p) <= 1
+        inside = numerics.norm(relative, self.p) <= 1
         if self.lower is None or self.upper is None:
             return inside
         return inside & Interval(self.lower, self.upper).contains(x, tolerance)
@@ -223,15 +218,15 @@ class LpBall:
         nearest = jnp.clip(x, box.lower, box.upper)
         if self.p == math.inf:
             return nearest
-        radius = _positive(self.radius)
-        inside = _norm((nearest - self.center) / radius, self.p) <= 1
+        radius = searches.positive(self.radius)
+        inside = numerics.norm((nearest - self.center) / radius, self.p) <= 1
         below, above = self._room()
         offset = x - self.center
         # Past this the coordinate is at its cap or the others are negligible: keeps tiny radii from overflowing.
         distance = jnp.minimum(jnp.abs(offset) / radius, 1 / jnp.finfo(self.dtype).eps ** 2)
         distance = jnp.where(self.radius > 0, distance, 0)
-        moved = _shrink_into_ball(distance, jnp.where(offset > 0, above, below), self.radius, self.p)
-        moved = moved / jnp.maximum(_norm(moved, self.p), 1)
+        moved = searches.shrink_into_ball(distance, jnp.where(offset > 0, above, below), self.radius, self.p)
+        moved = moved / jnp.maximum(numerics.norm(moved, self.p), 1)
         surface = jnp.clip(self.center + self.radius * jnp.sign(offset) * moved, box.lower, box.upper)
         return jnp.where(inside, nearest, surface)
 
@@ -274,11 +269,11 @@ class LpBall:
             threshold = lax.top_k(score.ravel(), max(1, score.size // 100))[0][-1]
             chosen = ((score >= threshold) & (score > 0)).astype(self.dtype)
             return self.radius * jnp.sign(scaled) * chosen / jnp.maximum(jnp.sum(chosen), 1)
-        return self.radius * (scaled / _positive(_norm(scaled, self.p)))
+        return self.radius * (scaled / searches.positive(numerics.norm(scaled, self.p)))
 
     def _room(self) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
         """Return how far each pixel can go down and up, in units of its radius: in [0, 1], 0 where the radius is 0."""
-        radius = _positive(self.radius)
+        radius = searches.positive(self.radius)
         if self.lower is None or self.upper is None:
             room = self.radius / radius
             return room, room
@@ -368,11 +363,6 @@ def _check(name: str, requirement: str, holds: Callable[..., np.ndarray], *value
         raise ValueError(f"{name} is {arrays[0][place]} at {place}; {requirement}: correct or clip {name}.")
 
 
-def _positive(value: Array) -> Array:
-    """Return the value with 1 in place of 0, to divide by."""
-    return jnp.where(value > 0, value, 1)
-
-
 def _uniform_in_ball(key: Array, shape: tuple[int, ...], p: float, dtype: jnp.dtype) -> Array:
     """Return a uniform point of |x|_p <= 1, p < inf, as `jax.random.ball`, whose general sampler is 25 times slower.
 
@@ -386,175 +376,5 @@ def _uniform_in_ball(key: Array, shape: tuple[int, ...], p: float, dtype: jnp.dt
         direction = jax.random.normal(direction_key, shape, dtype) / math.sqrt(2)
     else:
         direction = jax.random.generalized_normal(direction_key, p, shape, dtype)
-    total = jnp.sum(_power(jnp.abs(direction), p)) + jax.random.exponential(size_key, (), dtype)
+    total = jnp.sum(searches.power(jnp.abs(direction), p)) + jax.random.exponential(size_key, (), dtype)
     return direction / jnp.power(total, 1 / p)
-
-
-def _magnitude(x: Array) -> Array:
-    """Return |x| with derivative 0 at 0, where that of `jnp.abs` is 1 and would point out of the region."""
-    return x * jnp.sign(x)
-
-
-def _power(base: Array, exponent: float) -> Array:
-    """Return base ** exponent for base >= 0, without the general power where the norms of practice need none."""
-    if exponent == 1:
-        return base
-    return jnp.square(base) if exponent == 2 else jnp.power(base, exponent)
-
-
-def _dual(p: float) -> float:
-    """Return q with 1/p + 1/q = 1, for p < inf."""
-    return math.inf if p == 1 else p / (p - 1)
-
-
-def _norm(x: Array, p: float) -> Array:
-    """Return |x|_p over all axes, free of overflow and with gradient 0 at 0."""
-    size = _magnitude(x)
-    if p == math.inf:
-        return jnp.max(size)
-    if p == 1:
-        return jnp.sum(size)
-    largest = lax.stop_gradient(jnp.max(size))
-    total = jnp.sum(_power(size / jnp.where(largest == 0, 1, largest), p))
-    root = jnp.where(total == 0, 1, total)
-    return jnp.where(total == 0, 0, largest * (jnp.sqrt(root) if p == 2 else jnp.power(root, 1 / p)))
-
-
-def _normalised(size: Array) -> tuple[Array, Array]:
-    """Return size divided by its largest entry, and that entry, as a constant."""
-    largest = lax.stop_gradient(jnp.max(size))
-    return size / jnp.where(largest == 0, 1, largest), largest
-
-
-@functools.partial(jax.jit, static_argnames="p")
-def _water_filling(size: Array, cap: Array, p: float) -> Array:
-    """Return max of <size, t> over |t|_p <= 1, 0 <= t <= cap <= 1, for 1 < p < inf, by the dual of `LpBall.support`.
-
-    The maximiser is t = min((size mu)^(q-1), cap) with mu = 1 / lam. m = mu^q solves sum_i min(size_i^q m, cap_i^p) =
-    1, whose left side is concave and increasing: Newton's steps from the left never pass the root, and reach it after
-    finitely many.
-    """
-    size, largest = _normalised(size)
-    q = _dual(p)
-    tiny, huge = jnp.finfo(size.dtype).tiny, 1 / jnp.finfo(size.dtype).eps ** 4
-    constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
-    volume, threshold = _power(limit, p), _power(limit, p - 1)
-
-    def newton(_: Array, mu: Array) -> Array:
-        level = constant * mu
-        full = level >= threshold
-        filled = jnp.sum(jnp.where(full, volume, 0))
-        rising = jnp.sum(jnp.where(full, 0, _power(level, q)))
-        growth = jnp.clip((1 - filled) / jnp.maximum(rising, tiny), 1, huge)
-        return jnp.minimum(mu * jnp.power(growth, 1 / q), huge)
-
-    mu = lax.fori_loop(0, _WATER_FILLING_STEPS, newton, 1 / jnp.maximum(_norm(constant, q), 1))
-    t = jnp.minimum(_power(constant * mu, q - 1), cap)
-    return largest * ((1 - jnp.sum(_power(t, p))) / (mu * p) + jnp.sum(size * t))
-
-
-@jax.jit
-def _knapsack(size: Array, cap: Array) -> Array:
-    """Return max of <size, t> over sum t <= 1, 0 <= t <= cap <= 1, the fractional knapsack, by its dual.
-
-    The best lam is the size of the item at which the caps of the larger items fill the knapsack. Bisection brackets it;
-    lam is then made the mean, weighted by cap, of the sizes in the bracket, so that its derivative fills the room that
-    is left with them.
-    """
-    size, largest = _normalised(size)
-    constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
-
-    def load(lam: Array) -> Array:
-        return jnp.sum(jnp.where(constant > lam, limit, 0))
-
-    def overfull(lam: Array) -> Array:
-        return load(lam) > 1
-
-    low, high = _bisect(overfull, jnp.ones((), size.dtype))
-    high = jnp.where(overfull(jnp.zeros_like(low)), high, 0)
-    critical = (constant > low) & (constant <= high)
-    weight = jnp.where(critical, limit, 0)
-    lam = jnp.sum(size * weight / _positive(jnp.sum(weight)))
-    taken = jnp.sum(jnp.where(constant > high, cap * (size - lam), 0))
-    # Sizes in the bracket differ by less than its width; counting them keeps the bound sound to the last digit.
-    remainder = lax.stop_gradient(jnp.sum(jnp.where(critical, cap * jnp.maximum(size - lam, 0), 0)))
-    return largest * (lam + taken + remainder)
-
-
-@functools.partial(jax.jit, static_argnames="p")
-def _shrink_into_ball(distance: Array, cap: Array, radius: Array, p: float) -> Array:
-    """Return the t of `LpBall.project` for p < inf: t <= cap with |t|_p <= 1, in units of the radius."""
-    eps = jnp.finfo(distance.dtype).eps
-    # Radii enter relative to the largest; one below rounding moves its pixel by less than rounding anyway.
-    weight = 1 / jnp.square(jnp.maximum(radius / _positive(jnp.max(radius)), eps))
-
-    def at(nu: Array) -> Array:
-        return jnp.minimum(_shrink(distance, nu * weight, p), cap)
-
-    def outside(nu: Array) -> Array:
-        return jnp.sum(_power(at(nu), p)) > 1
-
-    def bisected() -> Array:
-        return _bisect(outside, _norm(distance / weight, _dual(p)))[1]
-
-    if p != 2:
-        return at(bisected())
-    # Widely spread radii need more of Newton's steps than there are: exact only where all that can move are the same.
-    same = jnp.all((radius == jnp.max(radius)) | (radius == 0))
-    return at(lax.cond(same, lambda: _secular_root(distance, cap, weight), bisected))
-
-
-def _secular_root(distance: Array, cap: Array, weight: Array) -> Array:
-    """Return the nu that puts t = min(distance / (1 + nu weight), cap) at |t|_2 = 1; weight >= 1.
-
-    Newton's method on 1 / |t| over the coordinates below their cap, which is linear in nu where all weights are equal:
-    then every step solves its set of such coordinates exactly. It starts inside the ball and stays there.
-
-    References:
-        More & Sorensen, Computing a trust region step (SIAM J. Sci. Stat. Comput. 1983), section 3.
-    """
-    tiny = jnp.finfo(distance.dtype).tiny
-
-    def newton(_: Array, nu: Array) -> Array:
-        t = distance / (1 + nu * weight)
-        free = t < cap
-        room = jnp.sqrt(jnp.maximum(1 - jnp.sum(jnp.where(free, 0, cap**2)), tiny))
-        square = jnp.sum(jnp.where(free, t**2, 0))
-        slope = jnp.sum(jnp.where(free, t**2 * weight / (1 + nu * weight), 0))
-        return jnp.maximum(nu + (jnp.sqrt(square) / room - 1) * square / jnp.maximum(slope, tiny), 0)
-
-    start = jnp.maximum(_norm(distance, 2.0) - 1, 0)
-    return lax.fori_loop(0, _SECULAR_STEPS, newton, start)
-
-
-def _shrink(distance: Array, weight: Array, p: float) -> Array:
-    """Return the t >= 0 with t + weight * t^(p-1) = distance; for p = 1 the soft threshold."""
-    if p == 1:
-        return jnp.maximum(distance - weight, 0)
-    if p == 2:
-        return distance / (1 + weight)
-    # In s = t for p > 2 and s = t^(p-1) for p < 2, the equation reads linear * s + power * s^e = distance with e > 1:
-    # convex, so that Newton's method falls monotonically from the right. The start is at most twice the root.
-    e = max(p - 1, 1 / (p - 1))
-    linear, power = (jnp.ones_like(weight), weight) if p > 2 else (weight, jnp.ones_like(weight))
-    start = jnp.minimum(distance / _positive(linear), jnp.power(distance / _positive(power), 1 / e))
-    start = jnp.where(linear > 0, start, jnp.power(distance, 1 / e))
-    start = jnp.where(power > 0, start, distance)
-
-    def newton(_: Array, s: Array) -> Array:
-        raised = power * jnp.power(s, e - 1)
-        return jnp.maximum(s - (linear * s + raised * s - distance) / _positive(linear + e * raised), 0)
-
-    root = lax.fori_loop(0, 10, newton, start)
-    return root if p > 2 else jnp.power(root, 1 / (p - 1))
-
-
-def _bisect(above: Callable[[Array], Array], high: Array) -> tuple[Array, Array]:
-    """Return a bracket in [0, high] of the place where `above` turns from True to False; high is taken to be False."""
-
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        return jnp.where(above(middle), middle, low), jnp.where(above(middle), high, middle)
-
-    return lax.fori_loop(0, jnp.finfo(high.dtype).nmant + 10, halve, (jnp.zeros_like(high), high))

@@ -6,6 +6,7 @@ are forgotten on the way in and out, so that none of them holds the other versio
 
 import contextlib
 import math
+import types
 from collections.abc import Callable, Iterator
 
 import jax
@@ -56,7 +57,7 @@ def unstable_neurons_treated_as_stable(patch: pytest.MonkeyPatch) -> None:
 
 
 def l2_ball_with_the_dual_exponent_of_l1(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(regions, "_dual", lambda p: math.inf)
+    patch.setattr(regions, "numerics", types.SimpleNamespace(norm=numerics.norm, dual=lambda p: math.inf))
 
 
 def first_layer_with_the_wrong_dual_exponent(patch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,6 @@ CNN7_wide = functools.partial(CNN7, width=96)
 CNN5 = functools.partial(CNN7, convolutions=((1, 1), (1, 1), (2, 2)))
 
 
-def _head(x: jax.Array, norm: functools.partial[nn.BatchNorm], dense: int, num_classes: int) -> jax.Array:
+def _head(x: Images, norm: functools.partial[nn.BatchNorm], dense: int, num_classes: int) -> jax.Array:
     x = nn.relu(norm()(nn.Dense(dense)(flatten(x))))
     return nn.Dense(num_classes)(x)
