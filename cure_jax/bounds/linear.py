@@ -72,6 +72,7 @@ def backsubstitute(
             continue
         offset = offset + constant
         for node, part in zip(equation.bounded, pulled, strict=True):
+            assert part.shape == node.shape, (equation.name, part.shape, node.shape)
             pending[node.index] = pending[node.index] + part if node.index in pending else part
     return LinearBound(pending, offset)
 

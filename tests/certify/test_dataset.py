@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from jax.tree_util import Partial
 
 import cure_jax as cj
 from tests import networks
@@ -63,6 +64,28 @@ def test_a_certificate_of_a_network_compiles_once_for_all_batches():
     traces.clear()
     cj.certify_dataset(counted, np.tile(IMAGES, (4, 1)), np.tile(LABELS, 4), {"linf": REGIONS["linf"]}, batch_size=4)
     assert len(traces) <= few
+
+
+def test_partials_are_compiled_once_for_all_their_arrays():
+    traces = []
+
+    def counted(params, x):
+        traces.append(1)
+        return networks.mlp(params, x)
+
+    def ball(eps, x):
+        return cj.linf_ball(x, eps)
+
+    def certify(seed, eps):
+        f, make_region = Partial(counted, networks.mlp_params(seed)), Partial(ball, jnp.float32(eps))
+        return cj.certify_dataset(f, IMAGES, LABELS, {"linf": make_region}, batch_size=32).margin["linf"]
+
+    first = certify(3, 0.05)
+    traces.clear()
+    second, larger = certify(4, 0.05), certify(3, 0.1)
+    assert len(traces) <= 2  # of the number of classes, which compiles nothing
+    assert np.all(larger < first)
+    assert np.any(second != first)
 
 
 def test_what_a_plain_callable_holds_may_change_between_calls():
