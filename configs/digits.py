@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch
     python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
 
-2 CPU cores: about 15 s to train, 8 s to certify and attack. Union certified accuracy, seeds 0-2, 2026-11-21:
-scratch 60.4 +- 0.9 %, paper 37.8 +- 1.6 %, l2 42.1 +- 0.4 %, linf 34.1 +- 2.7 % (docs/results.md).
+2 CPU cores: 15-30 s to train, about 8 s to certify and attack. Union certified accuracy, seeds 0-2, 2026-11-21:
+scratch 60.8 +- 1.1 %, paper 38.4 +- 1.7 %, l2 40.6 +- 0.2 %, linf 34.6 +- 1.4 % (docs/results.md).
 """
 
 from cure_jax.training.config import Config, default_config
