@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-__all__ = ["margins"]
+__all__ = ["margins", "other_classes"]
 
 
 def margins(
@@ -44,10 +44,14 @@ def margins(
                 "network, e.g. lambda x: model.apply(variables, x[None])[0]."
             )
         classes = logits.shape[0]
-        others = jnp.arange(classes - 1, dtype=jnp.int32)
-        others = others + (others >= label).astype(jnp.int32)
         selection = jax.nn.one_hot(jnp.asarray(label), classes, dtype=logits.dtype)[None]
-        selection = selection - jax.nn.one_hot(others, classes, dtype=logits.dtype)
+        selection = selection - jax.nn.one_hot(other_classes(label, classes), classes, dtype=logits.dtype)
         return jnp.dot(selection, logits, precision=jax.lax.Precision.HIGHEST)
 
     return differences
+
+
+def other_classes(label: Int[ArrayLike, ""] | int, classes: int) -> Int[Array, " others"]:
+    """All classes but the label, ascending: the order of margins."""
+    others = jnp.arange(classes - 1, dtype=jnp.int32)
+    return others + (others >= label).astype(jnp.int32)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from cure_jax import attacks
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
-from cure_jax.certify import margins
+from cure_jax.certify.margins import margins, other_classes
 from cure_jax.regions import LpBall, Region, linf_ball
 
 __all__ = ["Network", "Objective", "Worst", "adversarial", "box", "dual_norm", "lipschitz", "natural", "small_box"]
@@ -199,7 +199,5 @@ def _propagated(network: Network, region: Region, label: jax.Array) -> Worst:
 def _worst_logits(lower_margins: jax.Array, label: jax.Array) -> jax.Array:
     """Margins m_j, j != label ascending, to logits with 0 at the label and -m_j elsewhere."""
     classes = lower_margins.shape[0] + 1
-    others = jnp.arange(classes - 1, dtype=jnp.int32)
-    others = others + (others >= label).astype(jnp.int32)
-    placed = jax.nn.one_hot(others, classes, dtype=lower_margins.dtype)
+    placed = jax.nn.one_hot(other_classes(label, classes), classes, dtype=lower_margins.dtype)
     return -jnp.dot(lower_margins, placed, precision=jax.lax.Precision.HIGHEST)
