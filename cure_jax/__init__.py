@@ -2,7 +2,7 @@
 
 from cure_jax.attacks import apgd, pgd
 from cure_jax.bounds import crown, ibp
-from cure_jax.certify import (
+from cure_jax.certification import (
     Certificate,
     UnionCertificate,
     attack_dataset,

@@ -22,14 +22,14 @@ from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import training
-from cure_jax.certify import DatasetCertificate, bound_method
+from cure_jax.certification import DatasetCertificate, bound_method
 from cure_jax.report import plots
 from cure_jax.training.workdir import write_atomically
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
-_METHOD = flags.DEFINE_string("method", "crown", "How to bound: ibp, crown-ibp, crown or best.")
+_METHOD = flags.DEFINE_string("method", "crown", "How to bound: ibp, crown_ibp, crown or best.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 1000, "The first so many images; all if there are fewer.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at once.")

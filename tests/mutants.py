@@ -16,7 +16,7 @@ import pytest
 import cure_jax as cj
 from cure_jax import graph, numerics, regions
 from cure_jax.bounds import linear
-from cure_jax.certify import certificate
+from cure_jax.certification import certificate
 from cure_jax.regions import Interval, LpBall
 from cure_jax.rules import elementwise, pooling, registry
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests import mutants, test_regions
 from tests.bounds import test_soundness
-from tests.certify import test_certificate
+from tests.certification import test_certificate
 from tests.rules import test_rules
 
 
@@ -31,7 +31,7 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.pixel_box_caps_on_the_wrong_side: functools.partial(SUPPORT, 2.0, (0.0, 1.0)),
     mutants.first_layer_with_the_wrong_dual_exponent: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
-    mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown-ibp", math.inf, "mlp"),
+    mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown_ibp", math.inf, "mlp"),
     mutants.offsets_forgotten: functools.partial(test_soundness.test_linear_maps_are_exact, "crown", math.inf),
     mutants.repeated_coordinates_as_a_ball: functools.partial(
         test_soundness.test_a_ball_with_repeated_coordinates_is_no_ball, "scalar", 2.0

@@ -18,10 +18,10 @@ from hypothesis.extra import numpy as hnp
 from jax import lax
 
 import cure_jax as cj
-from cure_jax.certify import METHODS
+from cure_jax.certification import METHODS
 
 BALLS = ((math.inf, True), (2.0, False), (2.0, True), (1.0, False), (1.0, True), (1.1, True))
-BASIC = ("ibp", "crown-ibp", "crown")
+BASIC = ("ibp", "crown_ibp", "crown")
 SAMPLES, DIRECTIONS = 12, 12
 
 bounded = settings(deadline=None, max_examples=30, derandomize=True, database=None)

@@ -22,7 +22,7 @@ from cure_jax import rules
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
-__all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output"]
+__all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output", "pull_affine"]
 
 # Objectives are processed in chunks of at most this many coefficients of the widest node, for one example.
 _CHUNK_COEFFICIENTS = 2**22
@@ -63,9 +63,8 @@ def backsubstitute(
         index = equation.output.index
         if index not in pending:
             continue
-        rule = rules.lookup(equation)
-        if isinstance(rule, rules.Affine):
-            pulled, constant = _through_affine(equation, rule, pending.pop(index))
+        if isinstance(rules.lookup(equation), rules.Affine):
+            pulled, constant = pull_affine(equation, pending.pop(index))
         elif index in relaxations:
             pulled, constant = _through_relaxation(relaxations[index], pending.pop(index))
         else:
@@ -77,9 +76,18 @@ def backsubstitute(
     return LinearBound(pending, offset)
 
 
-def _through_affine(
-    equation: Equation, rule: rules.Affine, coefficients: jax.Array
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def pull_affine(equation: Equation, coefficients: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Moves coefficients through an affine equation, whole nodes at once.
+
+    Args:
+      equation: with an affine rule.
+      coefficients: `[*output]`.
+
+    Returns:
+      Coefficients on each bounded operand, and the constant: `<coefficients, y> = sum_i <pulled_i, x_i> + constant`.
+    """
+    rule = rules.lookup(equation)
+    assert isinstance(rule, rules.Affine)
     value, pull = jax.vjp(equation.evaluate, *(node.zeros() for node in equation.bounded))
     constant = jnp.sum(coefficients * value) if rule.offset else jnp.zeros((), coefficients.dtype)
     return pull(coefficients), constant

@@ -6,14 +6,15 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 NeurIPS 2018, Table 2; Xu et al., "Fast and Complete" (alpha-CROWN), ICLR 2021, Lemma 2.1 for free alpha.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cure_jax.graph import Equation, Node
 from cure_jax.regions import Interval
-from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, register
+from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwise_map, register
 
 __all__ = ["relu_slopes"]
 
@@ -33,10 +34,9 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     Soundness:
       For every x in [lower, upper], every alpha in [0, 1], in real arithmetic.
     """
-    active, inactive = lower >= 0, upper <= 0
-    unstable = ~(active | inactive)
+    active, unstable = lower >= 0, _unstable(lower, upper)
     if alpha is None:
-        alpha = (upper > -lower).astype(lower.dtype)
+        alpha = _least_area(lower, upper)
     chord = upper / jnp.where(unstable, upper - lower, 1)
     stable_slope = active.astype(lower.dtype)
     lower_slope = jnp.where(unstable, alpha, stable_slope)
@@ -44,8 +44,17 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     return lower_slope, upper_slope, jnp.where(unstable, -chord * lower, 0)
 
 
+def _unstable(lower: jax.Array, upper: jax.Array) -> jax.Array:
+    """Where the sign is not known."""
+    return ~((lower >= 0) | (upper <= 0))
+
+
+def _least_area(lower: jax.Array, upper: jax.Array) -> jax.Array:
+    return (upper > -lower).astype(lower.dtype)
+
+
 def _scaled(slope: jax.Array, intercept: jax.Array) -> LinearMap:
-    return LinearMap(lambda coefficients: (coefficients * slope,), intercept)
+    return elementwise_map((slope,), intercept)
 
 
 def _constant_of(equation: Equation) -> jax.Array:
@@ -61,61 +70,15 @@ def _monotone(equation: Equation, *intervals: Interval) -> Interval:
     )
 
 
-def _relax_max_constant(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
-    """max(x, c) = c + relu(x - c)."""
-    constant = _constant_of(equation)
-    (x,) = intervals
-    lower_slope, upper_slope, intercept = relu_slopes(x.lower - constant, x.upper - constant, alpha)
-    return Relaxation(
-        _scaled(lower_slope, (1 - lower_slope) * constant),
-        _scaled(upper_slope, (1 - upper_slope) * constant + intercept),
-    )
-
-
-def _relax_min_constant(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
-    """min(x, c) = c - relu(c - x)."""
-    constant = _constant_of(equation)
-    (x,) = intervals
-    lower_slope, upper_slope, intercept = relu_slopes(constant - x.upper, constant - x.lower, alpha)
-    return Relaxation(
-        _scaled(upper_slope, (1 - upper_slope) * constant - intercept),
-        _scaled(lower_slope, (1 - lower_slope) * constant),
-    )
-
-
-def _relax_max_pair(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
-    """max(x, y) = y + relu(x - y)."""
-    x, y = intervals
-    lower_slope, upper_slope, intercept = relu_slopes(x.lower - y.upper, x.upper - y.lower, alpha)
-    return Relaxation(_mixed(lower_slope, jnp.zeros_like(intercept)), _mixed(upper_slope, intercept))
-
-
-def _relax_min_pair(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
-    """min(x, y) = x - relu(x - y)."""
-    x, y = intervals
-    lower_slope, upper_slope, intercept = relu_slopes(x.lower - y.upper, x.upper - y.lower, alpha)
-    return Relaxation(_mixed(1 - upper_slope, -intercept), _mixed(1 - lower_slope, jnp.zeros_like(intercept)))
-
-
 def _mixed(weight: jax.Array, intercept: jax.Array) -> LinearMap:
     """Weight * x + (1 - weight) * y + intercept."""
-    return LinearMap(lambda coefficients: (coefficients * weight, coefficients * (1 - weight)), intercept)
+    return elementwise_map((weight, 1 - weight), intercept)
 
 
 def _abs_interval(equation: Equation, x: Interval) -> Interval:
     del equation
     nearest = jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
     return Interval(nearest, jnp.maximum(-x.lower, x.upper))
-
-
-def _relax_abs(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
-    """|x| = 2 relu(x) - x."""
-    del equation
-    (x,) = intervals
-    lower_slope, upper_slope, intercept = relu_slopes(x.lower, x.upper, alpha)
-    return Relaxation(
-        _scaled(2 * lower_slope - 1, jnp.zeros_like(intercept)), _scaled(2 * upper_slope - 1, 2 * intercept)
-    )
 
 
 def _contraction(equation: Equation) -> float:
@@ -132,8 +95,84 @@ def _two_bounded(equation: Equation) -> bool:
     return len(equation.bounded) == 2
 
 
-register("max", Nonlinear(_monotone, _relax_max_constant, _contraction), when=_one_bounded)
-register("max", Nonlinear(_monotone, _relax_max_pair, _contraction), when=_two_bounded)
-register("min", Nonlinear(_monotone, _relax_min_constant, _contraction), when=_one_bounded)
-register("min", Nonlinear(_monotone, _relax_min_pair, _contraction), when=_two_bounded)
-register("abs", Nonlinear(_abs_interval, _relax_abs, _contraction))
+class _ByRelu(NamedTuple):
+    """A function written as an affine function of its operands and of relu of another affine function of them.
+
+    Attributes:
+      argument: `(equation, intervals) -> (lower, upper)` of what relu is taken of, `[*output]`.
+      lines: `(equation, lower_slope, upper_slope, upper_intercept) -> Relaxation`, from the two lines of relu.
+    """
+
+    argument: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, jax.Array]]
+    lines: Callable[[Equation, jax.Array, jax.Array, jax.Array], Relaxation]
+
+    def rule(self, interval: Callable[..., Interval]) -> Nonlinear:
+        return Nonlinear(interval, self.relax, _contraction, self.start, self.undecided)
+
+    def relax(self, equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
+        return self.lines(equation, *relu_slopes(*self.argument(equation, intervals), alpha))
+
+    def start(self, equation: Equation, intervals: Sequence[Interval]) -> jax.Array:
+        return _least_area(*self.argument(equation, intervals))
+
+    def undecided(self, equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, ...]:
+        return (_unstable(*self.argument(equation, intervals)),) * len(intervals)
+
+
+def _max_constant(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """max(x, c) = c + relu(x - c)."""
+    constant = _constant_of(equation)
+    return Relaxation(_scaled(below, (1 - below) * constant), _scaled(above, (1 - above) * constant + intercept))
+
+
+def _min_constant(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """min(x, c) = c - relu(c - x)."""
+    constant = _constant_of(equation)
+    return Relaxation(_scaled(above, (1 - above) * constant - intercept), _scaled(below, (1 - below) * constant))
+
+
+def _max_pair(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """max(x, y) = y + relu(x - y)."""
+    del equation
+    return Relaxation(_mixed(below, jnp.zeros_like(intercept)), _mixed(above, intercept))
+
+
+def _min_pair(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """min(x, y) = x - relu(x - y)."""
+    del equation
+    return Relaxation(_mixed(1 - above, -intercept), _mixed(1 - below, jnp.zeros_like(intercept)))
+
+
+def _abs(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """|x| = 2 relu(x) - x."""
+    del equation
+    return Relaxation(_scaled(2 * below - 1, jnp.zeros_like(intercept)), _scaled(2 * above - 1, 2 * intercept))
+
+
+def _itself(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
+    del equation
+    (x,) = intervals
+    return x.lower, x.upper
+
+
+def _minus_constant(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
+    (x,), constant = intervals, _constant_of(equation)
+    return x.lower - constant, x.upper - constant
+
+
+def _constant_minus(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
+    (x,), constant = intervals, _constant_of(equation)
+    return constant - x.upper, constant - x.lower
+
+
+def _difference(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
+    del equation
+    x, y = intervals
+    return x.lower - y.upper, x.upper - y.lower
+
+
+register("max", _ByRelu(_minus_constant, _max_constant).rule(_monotone), when=_one_bounded)
+register("max", _ByRelu(_difference, _max_pair).rule(_monotone), when=_two_bounded)
+register("min", _ByRelu(_constant_minus, _min_constant).rule(_monotone), when=_one_bounded)
+register("min", _ByRelu(_difference, _min_pair).rule(_monotone), when=_two_bounded)
+register("abs", _ByRelu(_itself, _abs).rule(_abs_interval))

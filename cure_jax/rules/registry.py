@@ -7,7 +7,8 @@ bounded; there is no default that lets an unknown primitive pass.
   `jax.vjp`. It says how magnitudes propagate (`magnitude`), from which interval bounds and exact dual-norm bounds
   follow.
 * A **nonlinear** rule gives `interval(equation, *intervals)` and `relax(equation, intervals, alpha)`: for each
-  bounded operand a lower and an upper linear map with intercept, sound for every alpha in [0, 1].
+  bounded operand a lower and an upper linear map with intercept, sound for every alpha in [0, 1]. One alpha serves
+  both lines: an objective has one sign at each neuron, so it meets one line of the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ import jax
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 
-__all__ = ["Affine", "LinearMap", "Nonlinear", "Relaxation", "lookup", "register", "supported"]
+__all__ = ["Affine", "LinearMap", "Nonlinear", "Relaxation", "elementwise_map", "lookup", "register", "supported"]
 
 
 class LinearMap(NamedTuple):
@@ -27,10 +28,19 @@ class LinearMap(NamedTuple):
     Attributes:
       pull: the transposed maps: coefficients on the output -> coefficients on each bounded operand.
       intercept: `[*output]`.
+      slopes: of an elementwise map (build it with `elementwise_map`), for each bounded operand `[*output]`:
+        `map_i(x_i) = slopes_i * x_i`. None for any other map.
     """
 
     pull: Callable[[jax.Array], tuple[jax.Array, ...]]
     intercept: jax.Array
+    slopes: tuple[jax.Array, ...] | None = None
+
+
+def elementwise_map(slopes: Sequence[jax.Array], intercept: jax.Array) -> LinearMap:
+    """The map `sum over operands of slopes_i * x_i + intercept`, all of them `[*output]`."""
+    slopes = tuple(slopes)
+    return LinearMap(lambda coefficients: tuple(coefficients * slope for slope in slopes), intercept, slopes)
 
 
 class Relaxation(NamedTuple):
@@ -64,12 +74,19 @@ class Nonlinear(NamedTuple):
       interval: `(equation, *intervals) -> Interval`: encloses the image of the box.
       relax: `(equation, intervals, alpha) -> Relaxation` on the box; `alpha` is None (the rule's own choice) or
         `[*output]` with values in [0, 1].
-      lipschitz: `(equation) -> L`: |f(x) - f(y)|_2 <= L |x - y|_2, all bounded operands taken together.
+      lipschitz: `(equation) -> L`: |f(x) - f(y)|_2 <= L |x - y|_2, all bounded operands taken together; infinite if
+        there is none.
+      start: `(equation, intervals) -> alpha`, `[*output]`: the alpha with which `relax` gives the rule's own choice,
+        from which an optimiser starts. None if `relax` does not look at alpha.
+      undecided: `(equation, intervals) -> for each bounded operand a mask of its shape`: where tighter intervals would
+        make the relaxation tighter (False: it is exact already). None: everywhere.
     """
 
     interval: Callable[..., Interval]
     relax: Callable[[Equation, Sequence[Interval], jax.Array | None], Relaxation]
     lipschitz: Callable[[Equation], float]
+    start: Callable[[Equation, Sequence[Interval]], jax.Array] | None = None
+    undecided: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, ...]] | None = None
 
 
 Rule = Affine | Nonlinear

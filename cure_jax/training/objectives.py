@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from cure_jax import attacks
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
-from cure_jax.certify.margins import margins, other_classes
+from cure_jax.certification.margins import margins, other_classes
 from cure_jax.regions import LpBall, Region, linf_ball
 
 __all__ = ["Network", "Objective", "Worst", "adversarial", "box", "dual_norm", "lipschitz", "natural", "small_box"]

@@ -113,4 +113,4 @@ def test_an_unknown_training_method_is_named(tmp_path):
 
 def test_an_unknown_certification_method_is_named(workdir):
     message = mistake(launch("certify", CONFIG, f"--workdir={workdir}", *SMALL, "--method=milp"))
-    assert "Unknown method 'milp'; expected one of ibp, crown-ibp, crown" in message
+    assert "Unknown method 'milp'; expected one of ibp, crown_ibp, crown" in message

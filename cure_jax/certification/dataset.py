@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from cure_jax import attacks
-from cure_jax.certify.certificate import CHEAP_TO_TIGHT, bound_method, certify
+from cure_jax.certification.certificate import CHEAP_TO_TIGHT, bound_method, certify
 from cure_jax.progress import progress
 from cure_jax.regions import Region
 from cure_jax.validation import validate
@@ -83,7 +83,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
         a `Partial` of a pure function whose radius is an argument, it is compiled once for all radii.
-      method: "ibp", "crown-ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
+      method: "ibp", "crown_ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices each batch is divided.
       show_progress: whether to show a progress bar with the expected end.

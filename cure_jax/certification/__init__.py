@@ -1,6 +1,6 @@
 """From bounds to verdicts: `margins` says what is to be proved, `certificate` proves it for one, `dataset` for many."""
 
-from cure_jax.certify.certificate import (
+from cure_jax.certification.certificate import (
     CHEAP_TO_TIGHT,
     METHODS,
     Certificate,
@@ -9,8 +9,8 @@ from cure_jax.certify.certificate import (
     certify,
     certify_union,
 )
-from cure_jax.certify.dataset import DatasetAttack, DatasetCertificate, attack_dataset, certify_dataset
-from cure_jax.certify.margins import margins
+from cure_jax.certification.dataset import DatasetAttack, DatasetCertificate, attack_dataset, certify_dataset
+from cure_jax.certification.margins import margins
 
 __all__ = [
     "CHEAP_TO_TIGHT",

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from cure_jax.bounds import crown, ibp
-from cure_jax.certify.margins import margins
+from cure_jax.certification.margins import margins
 from cure_jax.regions import Interval, Region
 
 __all__ = ["CHEAP_TO_TIGHT", "METHODS", "Certificate", "UnionCertificate", "bound_method", "certify", "certify_union"]
@@ -29,12 +29,12 @@ def _best(f: Callable[[jax.Array], jax.Array]) -> Callable[[Region], Interval]:
 
 METHODS: Mapping[str, Bound] = {
     "ibp": ibp,
-    "crown-ibp": functools.partial(crown, intermediate="ibp"),
+    "crown_ibp": functools.partial(crown, intermediate="ibp"),
     "crown": crown,
     "best": _best,
 }
 # `certify_dataset(method="best")` tries these in turn, and "best" on what the cheap ones leave undecided.
-CHEAP_TO_TIGHT = ("ibp", "crown-ibp", "crown")
+CHEAP_TO_TIGHT = ("ibp", "crown_ibp", "crown")
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +91,7 @@ def certify(
       x: the example, pixels in [0, 1]; it must lie in `region`.
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
-      method: "ibp", "crown-ibp", "crown" (from cheap to tight), or "best": the tightest of them for each margin.
+      method: "ibp", "crown_ibp", "crown" (from cheap to tight), or "best": the tightest of them for each margin.
 
     Returns:
       The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x`
