@@ -70,13 +70,14 @@ def _relaxed(
     relaxations: dict[int, rules.Relaxation] = {}
 
     def visit(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
-        if refine:
-            operands = [
-                interval.intersect(linear.bound_node(graph, node, region, relaxations, {}))
-                for node, interval in zip(equation.bounded, operands, strict=True)
-            ]
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
+        if refine:
+            selected = rule.undecided(equation, operands) if rule.undecided else (None,) * len(operands)
+            operands = [
+                interval.intersect(linear.bound_node(graph, node, region, relaxations, {}, wanted))
+                for node, interval, wanted in zip(equation.bounded, operands, selected, strict=True)
+            ]
         relaxations[equation.output.index] = rule.relax(equation, operands, None)
         return operands
 

@@ -11,20 +11,23 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 2018, Theorem 3.2; Xu et al., "Automatic Perturbation Analysis", NeurIPS 2020, Theorem 1 for general graphs.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cure_jax import rules
+from cure_jax.bounds import coefficients as forms
+from cure_jax.bounds.coefficients import Coefficients, Window
+from cure_jax.bounds.selection import map_selected
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Interval, Region
+from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.rules.local import moving_axes
 
 __all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output", "pull_affine"]
 
-# Objectives are processed in chunks of at most this many coefficients of the widest node, for one example.
+# Objectives are processed in chunks of at most this many coefficients on the widest window or node, for one example.
 _CHUNK_COEFFICIENTS = 2**22
 
 
@@ -32,33 +35,35 @@ class LinearBound(NamedTuple):
     """The lower bound `sum over nodes of <coefficients[node], node> + offset`.
 
     Attributes:
-      coefficients: by node index, each of the node's shape.
+      coefficients: by node index.
       offset: scalar.
+      widest: the most coefficients that any node had on the way, for the size of chunks.
     """
 
-    coefficients: dict[int, jax.Array]
+    coefficients: dict[int, Coefficients]
     offset: jax.Array
+    widest: int
 
 
 def backsubstitute(
-    graph: Graph, target: Node, coefficients: jax.Array, relaxations: Mapping[int, rules.Relaxation]
+    graph: Graph, target: Node, coefficients: Coefficients, relaxations: Mapping[int, rules.Relaxation]
 ) -> LinearBound:
     """A linear lower bound of `<coefficients, target>` in terms of the input and of unrelaxed nonlinear nodes.
 
     Args:
       graph: the network.
       target: the node that is bounded.
-      coefficients: `[*target]`; one objective (vmap for more).
+      coefficients: on the target, one objective (vmap for more): `[*target]`, or a `Window` of it.
       relaxations: by index of the output node of each nonlinear equation to be relaxed; the fold stops at the others.
 
     Returns:
-      The bound.
+      The bound, with dense coefficients if those on the target are.
 
     Soundness:
       Holds on every set on which the relaxations hold; with no relaxation it is an identity.
     """
-    pending = {target.index: coefficients}
-    offset = jnp.zeros((), coefficients.dtype)
+    pending: dict[int, Coefficients] = {target.index: coefficients}
+    offset, widest = jnp.zeros((), target.dtype), forms.size(coefficients)
     for equation in reversed(graph.equations):
         index = equation.output.index
         if index not in pending:
@@ -66,43 +71,45 @@ def backsubstitute(
         if isinstance(rules.lookup(equation), rules.Affine):
             pulled, constant = pull_affine(equation, pending.pop(index))
         elif index in relaxations:
-            pulled, constant = _through_relaxation(relaxations[index], pending.pop(index))
+            pulled, constant = _pull_relaxed(equation, relaxations[index], pending.pop(index))
         else:
             continue
         offset = offset + constant
         for node, part in zip(equation.bounded, pulled, strict=True):
-            assert part.shape == node.shape, (equation.name, part.shape, node.shape)
-            pending[node.index] = pending[node.index] + part if node.index in pending else part
-    return LinearBound(pending, offset)
+            known = pending.get(node.index)
+            pending[node.index] = part if known is None else forms.add(known, part, node.shape)
+            widest = max(widest, forms.size(part))
+    return LinearBound(pending, offset, widest)
 
 
-def pull_affine(equation: Equation, coefficients: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """Moves coefficients through an affine equation, whole nodes at once.
+def pull_affine(equation: Equation, coefficients: Coefficients) -> tuple[tuple[Coefficients, ...], jax.Array]:
+    """Moves coefficients through an affine equation.
 
     Args:
       equation: with an affine rule.
-      coefficients: `[*output]`.
+      coefficients: on its output.
 
     Returns:
       Coefficients on each bounded operand, and the constant: `<coefficients, y> = sum_i <pulled_i, x_i> + constant`.
     """
     rule = rules.lookup(equation)
     assert isinstance(rule, rules.Affine)
-    value, pull = jax.vjp(equation.evaluate, *(node.zeros() for node in equation.bounded))
-    constant = jnp.sum(coefficients * value) if rule.offset else jnp.zeros((), coefficients.dtype)
-    return pull(coefficients), constant
+    pulled = forms.pull(equation, coefficients)
+    if not rule.offset:
+        return pulled, jnp.zeros((), equation.output.dtype)
+    return pulled, forms.inner(coefficients, equation.evaluate(*(node.zeros() for node in equation.bounded)))
 
 
-def _through_relaxation(
-    relaxation: rules.Relaxation, coefficients: jax.Array
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
+def _pull_relaxed(
+    equation: Equation, relaxation: rules.Relaxation, coefficients: Coefficients
+) -> tuple[tuple[Coefficients, ...], jax.Array]:
+    lower, upper = relaxation
+    if lower.slopes is not None and upper.slopes is not None:
+        return forms.pull_lines(coefficients, (lower.slopes, lower.intercept), (upper.slopes, upper.intercept))
+    coefficients = forms.dense(coefficients, equation.output.shape)
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
-    pulled = tuple(
-        below + above
-        for below, above in zip(relaxation.lower.pull(positive), relaxation.upper.pull(negative), strict=True)
-    )
-    constant = jnp.sum(positive * relaxation.lower.intercept) + jnp.sum(negative * relaxation.upper.intercept)
-    return pulled, constant
+    pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
+    return pulled, jnp.sum(positive * lower.intercept) + jnp.sum(negative * upper.intercept)
 
 
 def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapping[int, Interval]) -> jax.Array:
@@ -114,12 +121,18 @@ def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapp
     least = bound.offset
     for index, coefficients in bound.coefficients.items():
         if index == graph.input.index:
-            least = least - region.support(-coefficients)
+            least = least - _support(region, coefficients, graph.input)
         else:
             box = intervals[index]
-            corner = jnp.maximum(coefficients, 0) * box.lower + jnp.minimum(coefficients, 0) * box.upper
-            least = least + jnp.sum(corner)
+            least = least + forms.pull_lines(coefficients, ((), box.lower), ((), box.upper))[1]
     return least
+
+
+def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Array:
+    """The greatest value of minus a linear function over the region."""
+    if isinstance(coefficients, Window) and isinstance(region, LpBall):
+        return _restricted(region, coefficients).support(-coefficients.value)
+    return region.support(-forms.dense(coefficients, node.shape))
 
 
 def bound_node(
@@ -128,18 +141,38 @@ def bound_node(
     region: Region,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
+    selected: jax.Array | None = None,
 ) -> Interval:
-    """Bounds every entry of a node by back-substitution: lower and upper `[*target]`."""
+    """Bounds entries of a node by back-substitution.
 
-    def least(row: jax.Array) -> jax.Array:
-        return concretize(backsubstitute(graph, target, row, relaxations), graph, region, intervals)
+    Args:
+      graph: the network.
+      target: the node.
+      region: the set of inputs.
+      relaxations: as for `backsubstitute`.
+      intervals: as for `concretize`.
+      selected: `[*target]`, which entries are wanted; None for all.
 
-    def both(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        row = jax.nn.one_hot(index, size, dtype=target.dtype).reshape(target.shape)
-        return least(row), -least(-row)
+    Returns:
+      Lower and upper `[*target]`, infinite for entries that are not wanted.
+    """
+    moving, widest = moving_axes(graph, target), 1
 
-    size = math.prod(target.shape)
-    lower, upper = _map_in_chunks(both, size, _widest(graph))
+    def least(index: jax.Array, sign: float) -> jax.Array:
+        nonlocal widest
+        objective = forms.neuron(target, moving, index, sign)
+        bound = backsubstitute(graph, target, objective, relaxations)
+        widest = bound.widest
+        return concretize(bound, graph, region, intervals)
+
+    def both(index: jax.Array) -> jax.Array:
+        return jnp.stack([least(index, 1.0), -least(index, -1.0)])
+
+    if selected is None:
+        selected = jnp.ones(target.shape, bool)
+    jax.eval_shape(both, jax.ShapeDtypeStruct((), jnp.int32))
+    values = map_selected(both, selected.ravel(), 2, max(1, _CHUNK_COEFFICIENTS // widest))
+    lower, upper = jnp.where(selected.ravel(), values.T, jnp.array([[-jnp.inf], [jnp.inf]], values.dtype))
     return Interval(lower.reshape(target.shape), upper.reshape(target.shape))
 
 
@@ -152,15 +185,6 @@ def concretized_output(
     return bound_node(graph, graph.output, region, relaxations, intervals)
 
 
-def _widest(graph: Graph) -> int:
-    return max(math.prod(node.shape) for node in (graph.input, *(equation.output for equation in graph.equations)))
-
-
-def _map_in_chunks(
-    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]], size: int, width: int
-) -> tuple[jax.Array, jax.Array]:
-    chunk = max(1, _CHUNK_COEFFICIENTS // width)
-    indices = jnp.arange(size)
-    if chunk >= size:
-        return jax.vmap(function)(indices)
-    return jax.lax.map(function, indices, batch_size=chunk)
+def _restricted(region: LpBall, window: Window) -> LpBall:
+    """The region seen through a window, on whose outside coefficients are 0."""
+    return jax.tree.map(window.cut, region)

@@ -1,0 +1,192 @@
+"""The coefficients of one linear function on one node, in two forms.
+
+*Dense* coefficients are an array of the node's shape. The objectives that are neurons of a convolutional layer depend
+on a window of the layers before it, and their coefficients are kept on this `Window` alone: behind five 3x3
+convolutions on 28x28, of at most 15x15 entries. Both forms go through the same fold (`bounds.linear`), which knows
+them by the functions of this file: `pull`, `pull_lines`, `inner`, `add`.
+
+Everything is written for ONE objective; `jax.vmap` over its position and row makes a batch of small convolutions of it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cure_jax.graph import Equation, Node
+from cure_jax.rules.local import Axis, Local, restrict, whole
+
+__all__ = ["Coefficients", "Window", "add", "dense", "inner", "neuron", "pull", "pull_lines", "size"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Coefficients on a window of a node; those outside of it are 0.
+
+    Attributes:
+      value: `[*sizes]`, 0 for entries that lie outside of the node.
+      position: of the neuron that is the objective, `[coordinates]`, integers.
+      axes: one for each axis of the node.
+      counts: how many neurons there are along each coordinate.
+    """
+
+    value: jax.Array
+    position: jax.Array
+    axes: tuple[Axis, ...] = dataclasses.field(metadata={"static": True})
+    counts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def cut(self, array: jax.Array) -> jax.Array:
+        """The window of an array of the node's shape; 1 outside of it."""
+        before = [max(0, -axis.start) for axis in self.axes]
+        after = [max(0, self._end(axis) - size) for axis, size in zip(self.axes, array.shape, strict=True)]
+        one = jnp.ones((), array.dtype)
+        padded = lax.pad(array, one, [(low, high, 0) for low, high in zip(before, after, strict=True)])
+        return lax.dynamic_slice(padded, self._starts(before), [axis.size for axis in self.axes])
+
+    def masked(self, shape: tuple[int, ...]) -> "Window":
+        """The same with zeros outside of a node of that shape."""
+        value = self.value
+        for i, (axis, size) in enumerate(zip(self.axes, shape, strict=True)):
+            if axis.start < 0 or self._end(axis) > size:
+                place = self._starts([0] * len(shape))[i] + jnp.arange(axis.size)
+                inside = (place >= 0) & (place < size)
+                value = jnp.where(inside.reshape(-1, *(1,) * (len(shape) - 1 - i)), value, 0)
+        return dataclasses.replace(self, value=value)
+
+    def dense(self, shape: tuple[int, ...]) -> jax.Array:
+        """The coefficients on the whole node, `[*shape]`."""
+        before = [max(0, -axis.start) for axis in self.axes]
+        extents = [low + max(self._end(axis), n) for low, axis, n in zip(before, self.axes, shape, strict=True)]
+        buffer = lax.dynamic_update_slice(jnp.zeros(extents, self.value.dtype), self.value, self._starts(before))
+        return lax.slice(buffer, before, [low + n for low, n in zip(before, shape, strict=True)])
+
+    def covers(self, shape: tuple[int, ...]) -> bool:
+        """Whether it is no smaller than the node."""
+        return self.value.size >= math.prod(shape)
+
+    def _end(self, axis: Axis) -> int:
+        """The end of the window at the last position."""
+        return axis.stride * (self.counts[axis.source] - 1) + axis.start + axis.size
+
+    def _starts(self, before: Sequence[int]) -> list[jax.Array]:
+        starts = [
+            self.position[axis.source] * axis.stride + (axis.start + low)
+            for axis, low in zip(self.axes, before, strict=True)
+        ]
+        return [jnp.asarray(start, jnp.int32) for start in starts]
+
+
+Coefficients: TypeAlias = jax.Array | Window
+
+
+def dense(coefficients: Coefficients, shape: tuple[int, ...]) -> jax.Array:
+    """Coefficients on the whole of a node, `[*shape]`."""
+    return coefficients.dense(shape) if isinstance(coefficients, Window) else coefficients
+
+
+def inner(coefficients: Coefficients, values: jax.Array) -> jax.Array:
+    """The inner product with an array of the node's shape."""
+    if isinstance(coefficients, Window):
+        return jnp.sum(coefficients.value * coefficients.cut(values))
+    return jnp.sum(coefficients * values)
+
+
+def size(coefficients: Coefficients) -> int:
+    """How many there are."""
+    return (coefficients.value if isinstance(coefficients, Window) else coefficients).size
+
+
+# Slopes for each operand, and intercept: an elementwise affine function.
+Lines: TypeAlias = tuple[Sequence[jax.Array], jax.Array]
+
+
+def pull_lines(coefficients: Coefficients, lower: Lines, upper: Lines) -> tuple[tuple[Coefficients, ...], jax.Array]:
+    """Moves coefficients through elementwise lines: the lower one where they are positive, else the upper one.
+
+    Returns:
+      Coefficients on each operand, and the constant.
+    """
+
+    def chosen(below: jax.Array, above: jax.Array) -> jax.Array:
+        return value * jnp.where(value > 0, cut(below), cut(above))
+
+    if isinstance(coefficients, Window):
+        value, cut = coefficients.value, coefficients.cut
+    else:
+        value, cut = coefficients, lambda array: array
+    pulled = [chosen(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
+    constant = jnp.sum(chosen(lower[1], upper[1]))
+    if isinstance(coefficients, Window):
+        return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
+    return tuple(pulled), constant
+
+
+def add(left: Coefficients, right: Coefficients, shape: tuple[int, ...]) -> Coefficients:
+    """The sum: of two windows that move alike on the window that holds both, of anything else dense."""
+    if isinstance(left, Window) and isinstance(right, Window):
+        pairs = list(zip(left.axes, right.axes, strict=True))
+        if all((a.source, a.stride) == (b.source, b.stride) for a, b in pairs):
+            starts = [min(a.start, b.start) for a, b in pairs]
+            ends = [max(a.start + a.size, b.start + b.size) for a, b in pairs]
+            axes = tuple(
+                a._replace(start=start, size=end - start)
+                for (a, _), start, end in zip(pairs, starts, ends, strict=True)
+            )
+            return dataclasses.replace(left, value=_widened(left, axes) + _widened(right, axes), axes=axes)
+    return dense(left, shape) + dense(right, shape)
+
+
+def _widened(window: Window, axes: Sequence[Axis]) -> jax.Array:
+    around = [
+        (old.start - new.start, new.start + new.size - old.start - old.size, 0)
+        for old, new in zip(window.axes, axes, strict=True)
+    ]
+    return lax.pad(window.value, jnp.zeros((), window.value.dtype), around)
+
+
+def pull(equation: Equation, coefficients: Coefficients) -> tuple[Coefficients, ...]:
+    """Moves coefficients on the output of an affine equation to its bounded operands, without its constant."""
+    if isinstance(coefficients, Window):
+        local = restrict(equation, coefficients.axes)
+        if local is not None:
+            return _pull_window(equation, coefficients, local)
+        coefficients = coefficients.dense(equation.output.shape)
+    _, transposed = jax.vjp(equation.evaluate, *(node.zeros() for node in equation.bounded))
+    return transposed(coefficients)
+
+
+def _pull_window(equation: Equation, window: Window, local: Local) -> tuple[Coefficients, ...]:
+    sizes = [tuple(axis.size for axis in axes) for axes in local.operands]
+    zeros = [jnp.zeros(size, node.dtype) for size, node in zip(sizes, equation.bounded, strict=True)]
+    _, transposed = jax.vjp(lambda *values: local.linear(window.cut, *values), *zeros)
+    pulled = []
+    for node, axes, value in zip(equation.bounded, local.operands, transposed(window.value), strict=True):
+        part = dataclasses.replace(window, value=value, axes=axes).masked(node.shape)
+        pulled.append(part.dense(node.shape) if part.covers(node.shape) else part)
+    return tuple(pulled)
+
+
+def neuron(node: Node, moving: Sequence[int], index: jax.Array, sign: float) -> Coefficients:
+    """The objective `sign * node[index]`: a window of one entry along the axes in `moving`, the whole of all others.
+
+    Args:
+      node: the node.
+      moving: its axes along which a neuron sees a window; none for dense coefficients.
+      index: which entry, in the order of the flattened node.
+      sign: 1 or -1.
+    """
+    shape, place = node.shape, jnp.unravel_index(index, node.shape)
+    sizes = [1 if i in moving else n for i, n in enumerate(shape)]
+    fixed = jnp.ravel_multi_index(
+        [jnp.minimum(i, n - 1) for i, n in zip(place, sizes, strict=True)], sizes, mode="clip"
+    )
+    row = sign * jax.nn.one_hot(fixed, math.prod(sizes), dtype=node.dtype).reshape(sizes)
+    if not moving:
+        return row
+    axes = tuple(Axis(i, 1, 0, 1) if i in moving else axis for i, axis in enumerate(whole(shape)))
+    return Window(row, jnp.stack(place).astype(jnp.int32), axes, shape)
