@@ -1,7 +1,7 @@
 """Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
 
 from cure_jax.attacks import apgd, pgd
-from cure_jax.bounds import crown, ibp
+from cure_jax.bounds import alpha_crown, crown, ibp, intermediate_bounds
 from cure_jax.certification import (
     Certificate,
     UnionCertificate,
@@ -21,6 +21,7 @@ __all__ = [
     "Region",
     "UnionCertificate",
     "UnsupportedPrimitive",
+    "alpha_crown",
     "apgd",
     "attack_dataset",
     "certify",
@@ -28,6 +29,7 @@ __all__ = [
     "certify_union",
     "crown",
     "ibp",
+    "intermediate_bounds",
     "l1_ball",
     "l2_ball",
     "linf_ball",

@@ -5,7 +5,8 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 (CROWN-IBP).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -15,14 +16,16 @@ from cure_jax.bounds import linear
 from cure_jax.bounds.ibp import propagate
 from cure_jax.regions import Interval, Region
 
-__all__ = ["crown"]
+__all__ = ["Intermediate", "Relaxed", "check_intermediate", "crown", "intermediate_bounds", "relaxed"]
 
-_INTERMEDIATE = ("crown", "ibp")
+_METHODS = ("crown", "ibp")
+# How the operands of nonlinear equations are bounded: a method, or bounds from `intermediate_bounds`.
+Intermediate = str | Sequence[Interval]
 
 
 def crown(
     f: Callable[[jax.Array], jax.Array],
-    intermediate: str = "crown",
+    intermediate: Intermediate = "crown",
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Callable[[Region], Interval]:
@@ -30,20 +33,21 @@ def crown(
 
     Args:
       f: `[*x] -> [*output]`, traceable by JAX, built from `cure_jax.rules.supported()`.
-      intermediate: how pre-activations are bounded: "crown" (back-substitution from each of them, tight) or "ibp"
-        (one forward pass: CROWN-IBP, cheap).
+      intermediate: how pre-activations are bounded: "crown" (back-substitution from each of them whose sign is not
+        known, tight), "ibp" (one forward pass: CROWN-IBP, cheap), or bounds that `intermediate_bounds` returned for the
+        same region and a function with the same nonlinear layers, such as the logits whose margins `f` takes.
       precision: of matrix products and convolutions; keep the default for certificates.
 
     Returns:
       A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted, vmapped and differentiated.
 
     Raises:
-      ValueError: for an unknown `intermediate`.
+      ValueError: for an unknown `intermediate`, or bounds that do not fit the layers of `f`.
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
       `lower <= f(x) <= upper` for every x of the region, in real arithmetic. The region enters through its support
-      function, so a ball cut by the pixel box is used exactly as such.
+      function, so a ball cut by the pixel box is used exactly as such. Bounds that are passed in are taken on trust.
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
@@ -52,33 +56,135 @@ def crown(
       >>> [round(float(bound(f)(region).upper[0]), 3) for bound in (cj.crown, cj.ibp)]
       [1.0, 1.4]
     """
-    if intermediate not in _INTERMEDIATE:
-        raise ValueError(f"intermediate must be one of {_INTERMEDIATE}; got {intermediate!r}. Choose one of these.")
+    check_intermediate(intermediate)
 
     def bounds(region: Region) -> Interval:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        intervals, relaxations = _relaxed(graph, region, refine=intermediate == "crown")
-        return linear.concretized_output(graph, region, relaxations, intervals)
+        inside = relaxed(graph, region, intermediate)
+        return linear.concretized_output(graph, region, inside.relaxations, inside.intervals)
 
     return bounds
 
 
-def _relaxed(
-    graph: graphs.Graph, region: Region, *, refine: bool
-) -> tuple[Mapping[int, Interval], Mapping[int, rules.Relaxation]]:
-    """Intervals of all nodes and relaxations of all nonlinear equations, in one forward pass."""
+def intermediate_bounds(
+    f: Callable[[jax.Array], jax.Array],
+    method: str = "crown",
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+) -> Callable[[Region], tuple[Interval, ...]]:
+    """Transforms a function of one example into bounds of its layers.
+
+    Args:
+      f: `[*x] -> [*output]`, as for `crown`.
+      method: "crown" or "ibp".
+      precision: as for `crown`.
+
+    Returns:
+      A function from a region to the bounds of every operand of every nonlinear equation, in order of execution: for
+      a network of dense layers and ReLUs the pre-activations, layer by layer. They can be saved and passed back as
+      `crown(..., intermediate=...)`.
+
+    Raises:
+      ValueError: for an unknown method.
+      UnsupportedPrimitive: naming primitive and source line.
+
+    Soundness:
+      Each holds all values that its operand takes on the region, in real arithmetic.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp, cure_jax as cj
+      >>> f = lambda x: jax.nn.relu(x @ jnp.array([[1.0, -1.0], [2.0, 1.0]])) @ jnp.ones((2, 2))
+      >>> region = cj.linf_ball(jnp.array([0.5, 0.5]), 0.1)
+      >>> layers = cj.intermediate_bounds(f)(region)
+      >>> [layer.lower.shape for layer in layers]
+      [(2,)]
+      >>> bool(jnp.all(cj.crown(f, layers)(region).lower == cj.crown(f)(region).lower))
+      True
+    """
+    check_intermediate(method)
+
+    def bounds(region: Region) -> tuple[Interval, ...]:
+        graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
+        return relaxed(graph, region, method).operands
+
+    return bounds
+
+
+class Relaxed(NamedTuple):
+    """A network whose nonlinear equations are enclosed by affine functions on a region.
+
+    Attributes:
+      intervals: of every node, by index.
+      relaxations: of every nonlinear equation, by index of its output node.
+      operands: the intervals on which the relaxations hold, in order of execution.
+    """
+
+    intervals: dict[int, Interval]
+    relaxations: dict[int, rules.Relaxation]
+    operands: tuple[Interval, ...]
+
+
+def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate) -> Relaxed:
+    """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
+
+    Raises:
+      ValueError: if bounds that are passed in do not fit the graph.
+    """
     relaxations: dict[int, rules.Relaxation] = {}
+    found: list[Interval] = []
 
     def visit(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
-        if refine:
-            selected = rule.undecided(equation, operands) if rule.undecided else (None,) * len(operands)
-            operands = [
-                interval.intersect(linear.bound_node(graph, node, region, relaxations, {}, wanted))
-                for node, interval, wanted in zip(equation.bounded, operands, selected, strict=True)
-            ]
+        if intermediate == "crown":
+            operands = _refined(graph, region, relaxations, equation, operands)
+        elif not isinstance(intermediate, str):
+            operands = _given(intermediate, len(found), equation)
         relaxations[equation.output.index] = rule.relax(equation, operands, None)
+        found.extend(operands)
         return operands
 
-    return propagate(graph, region, visit), relaxations
+    intervals = propagate(graph, region, visit)
+    if not isinstance(intermediate, str) and len(found) != len(intermediate):
+        raise ValueError(
+            f"Got intermediate bounds of {len(intermediate)} layers; f has {len(found)}. Compute them with "
+            "intermediate_bounds for this network."
+        )
+    return Relaxed(intervals, relaxations, tuple(found))
+
+
+def _refined(
+    graph: graphs.Graph,
+    region: Region,
+    relaxations: dict[int, rules.Relaxation],
+    equation: graphs.Equation,
+    operands: Sequence[Interval],
+) -> list[Interval]:
+    """Tighter intervals, by back-substitution, where they make a tighter relaxation."""
+    rule = rules.lookup(equation)
+    assert isinstance(rule, rules.Nonlinear)
+    selected = rule.undecided(equation, operands) if rule.undecided else (None,) * len(operands)
+    return [
+        interval.intersect(linear.bound_node(graph, node, region, relaxations, {}, wanted))
+        for node, interval, wanted in zip(equation.bounded, operands, selected, strict=True)
+    ]
+
+
+def _given(intermediate: Sequence[Interval], first: int, equation: graphs.Equation) -> Sequence[Interval]:
+    operands = intermediate[first : first + len(equation.bounded)]
+    shapes, expected = [operand.shape for operand in operands], [node.shape for node in equation.bounded]
+    if shapes != expected:
+        raise ValueError(
+            f"Intermediate bounds number {first} have shapes {shapes}; `{equation.name}` at {equation.source} needs "
+            f"{expected}. Compute them with intermediate_bounds for this network."
+        )
+    return operands
+
+
+def check_intermediate(intermediate: Intermediate, *others: str) -> None:
+    """Refuses a string that is neither "crown" nor "ibp" nor among `others`."""
+    expected = (*others, *_METHODS)
+    if isinstance(intermediate, str) and intermediate not in expected:
+        raise ValueError(
+            f"intermediate must be one of {expected}, or bounds of the layers; got {intermediate!r}. Choose one."
+        )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cure_jax.bounds import crown, ibp
+from cure_jax.bounds import alpha_crown, crown, ibp
 from cure_jax.certification.margins import margins
 from cure_jax.regions import Interval, Region
 
@@ -31,10 +31,11 @@ METHODS: Mapping[str, Bound] = {
     "ibp": ibp,
     "crown_ibp": functools.partial(crown, intermediate="ibp"),
     "crown": crown,
+    "alpha_crown": functools.partial(alpha_crown, lower_only=True),
     "best": _best,
 }
 # `certify_dataset(method="best")` tries these in turn, and "best" on what the cheap ones leave undecided.
-CHEAP_TO_TIGHT = ("ibp", "crown_ibp", "crown")
+CHEAP_TO_TIGHT = ("ibp", "crown_ibp", "crown", "alpha_crown")
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +92,8 @@ def certify(
       x: the example, pixels in [0, 1]; it must lie in `region`.
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
-      method: "ibp", "crown_ibp", "crown" (from cheap to tight), or "best": the tightest of them for each margin.
+      method: "ibp", "crown_ibp", "crown", "alpha_crown" (from cheap to tight), or "best": the tightest of them for each
+        margin.
 
     Returns:
       The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x`

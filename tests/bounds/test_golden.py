@@ -10,7 +10,14 @@ import pytest
 import cure_jax as cj
 from tests import golden_networks
 
-OURS = {"IBP": cj.ibp, "CROWN-IBP": functools.partial(cj.crown, intermediate="ibp"), "CROWN": cj.crown}
+OURS = {
+    "IBP": cj.ibp,
+    "CROWN-IBP": functools.partial(cj.crown, intermediate="ibp"),
+    "CROWN": cj.crown,
+    "alpha-CROWN": functools.partial(cj.alpha_crown, lower_only=True),
+}
+# Of the optimised bounds, those that compile in seconds; the others are marked slow.
+QUICK = [("mlp_digits_s0", "linf"), ("mlp_digits_s0", "l1"), ("conv_digits_s0", "linf")]
 
 
 @functools.cache
@@ -32,11 +39,28 @@ def test_networks_are_the_same(name):
 
 @pytest.mark.parametrize("norm", list(golden_networks.BALLS))
 @pytest.mark.parametrize("name", golden_networks.NAMES)
-@pytest.mark.parametrize("method", list(OURS))
+@pytest.mark.parametrize("method", [name for name in OURS if name != "alpha-CROWN"])
 def test_no_looser_than_the_reference(name, norm, method):
     _, arrays = golden_networks.load(name)
     worst = (bounds(name, norm, method, False) - arrays[f"{norm}.{method}"]).min()
     assert worst >= -1e-3, f"looser by {-worst}"
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [
+        pytest.param(name, norm, marks=[] if (name, norm) in QUICK else [pytest.mark.slow])
+        for name in golden_networks.NAMES
+        for norm in golden_networks.BALLS
+    ],
+)
+def test_optimised_bounds_reach_the_reference(name, norm):
+    """All but 5 % of what 50 steps of the reference gain over its CROWN, in the 40 steps of our default."""
+    _, arrays = golden_networks.load(name)
+    reference, plain = arrays[f"{norm}.alpha-CROWN"], arrays[f"{norm}.CROWN"]
+    found = bounds(name, norm, "alpha-CROWN", False)
+    assert (found - reference + 0.05 * (reference - plain)).min() >= -1e-5
+    assert (found - bounds(name, norm, "CROWN", False)).min() >= 0
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
