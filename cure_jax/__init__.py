@@ -1,7 +1,7 @@
 """Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
 
 from cure_jax.attacks import apgd, pgd
-from cure_jax.bounds import alpha_crown, crown, ibp, intermediate_bounds
+from cure_jax.bounds import alpha_crown, block_norms, box_ball, crown, ibp, intermediate_bounds, lipschitz, sdp_crown
 from cure_jax.certification import (
     Certificate,
     UnionCertificate,
@@ -11,8 +11,9 @@ from cure_jax.certification import (
     certify_union,
     margins,
 )
+from cure_jax.custom import custom_bounds
 from cure_jax.graph import UnsupportedPrimitive
-from cure_jax.regions import Interval, LpBall, Region, l1_ball, l2_ball, linf_ball, lp_ball
+from cure_jax.regions import Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
 
 __all__ = [
     "Certificate",
@@ -24,16 +25,22 @@ __all__ = [
     "alpha_crown",
     "apgd",
     "attack_dataset",
+    "block_norms",
+    "box_ball",
     "certify",
     "certify_dataset",
     "certify_union",
     "crown",
+    "custom_bounds",
+    "hull",
     "ibp",
     "intermediate_bounds",
     "l1_ball",
     "l2_ball",
     "linf_ball",
+    "lipschitz",
     "lp_ball",
     "margins",
     "pgd",
+    "sdp_crown",
 ]

@@ -7,6 +7,9 @@ network such as `Dense -> relu -> Dense` is
 
     dot_general, add, max, dot_general, add
 
+Activation functions of `jax.nn` that cannot be bounded part by part stay one equation (`activations`), a result of
+`split` is a slice, and a quotient is a product with a reciprocal.
+
 An operand of an equation is either a `Node` (a value that depends on the input, to be bounded) or a plain
 array. Nodes are broadcast by equations of their own, so that elementwise ones have nodes of one shape. Later rooms
 never see a jaxpr: `rules` says what each kind of equation does to sets, `bounds` folds over the list.
@@ -26,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from cure_jax import numerics
+from cure_jax import activations, numerics
 
 __all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
 
@@ -110,7 +113,7 @@ def _unsupported(name: str, source: str, reason: str) -> UnsupportedPrimitive:
     detail = f" ({reason})" if reason else ""
     return UnsupportedPrimitive(
         f"No bound rule for primitive `{name}`{detail} at {source}. Expected only primitives listed by "
-        "cure_jax.rules.supported(); rewrite this line with those."
+        "cure_jax.rules.supported(); rewrite this line with those, or give it bounds with cure_jax.custom_bounds."
     )
 
 
@@ -198,17 +201,26 @@ class _Flattener:
                 return jnp.asarray(atom.val, dtype=getattr(atom.aval, "dtype", None))
             return environment[atom]
 
-        for equation in inner.eqns:
-            operands = [read(atom) for atom in equation.invars]
+        # By the index of its last equation; the others are recorded too, and left out if nothing else needs them.
+        runs: dict[int, activations.Run] = {}
+        for i, equation in enumerate(inner.eqns):
             source = outer_source or _source_line(equation)
-            outputs = self._apply(equation, operands, source)
+            run = activations.named_run(inner.eqns, i)
+            if run is not None:
+                runs[i + run.length - 1] = run
+            outputs = None
+            if i in runs:
+                run, output = runs[i], equation.outvars[0].aval
+                outputs = self._activation(run.name, [read(atom) for atom in run.atoms], output, source, run.function)
+            if outputs is None:
+                outputs = self._apply(equation, [read(atom) for atom in equation.invars], source)
             environment.update(zip(equation.outvars, outputs, strict=True))
         return [read(atom) for atom in inner.outvars]
 
     def _apply(self, equation: Any, operands: list[Operand], source: str | None) -> Sequence[Operand]:
         name = equation.primitive.name
         if name in _CALLS:
-            return self.run(equation.params[_CALLS[name]], operands, source)
+            return self._call(equation, operands, source)
         source = source or "an unknown line"
         if equation.effects:
             # What is written to a reference would come back as a constant.
@@ -217,13 +229,58 @@ class _Flattener:
         if not any(isinstance(operand, Node) for operand in operands):
             result = bind(*operands)
             return result if equation.primitive.multiple_results else [result]
+        if name == "split":
+            return self._split(equation, operands[0], source)
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
         name = "conv_general_dilated" if name in _CONVOLUTIONS else name
         output = equation.outvars[0].aval
+        if name == "stop_gradient":
+            # An identity, whose derivative is not: coefficients must not be pulled back through it.
+            return operands
+        if name == "is_finite":
+            # A node stands for real numbers. Where one would be infinite, its bounds are infinite or not a number.
+            return [jnp.ones(output.shape, bool)]
         if name in _BROADCASTING:
             operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]
+        if name == "div" and isinstance(operands[1], Node):
+            params = {"y": -1}
+            power = functools.partial(lax.integer_pow, **params)
+            operands[1] = self._record("integer_pow", params, operands[1:], output, source, power)
+            return [self._record("mul", {}, operands, output, source, lax.mul)]
         return [self._record(name, equation.params, operands, output, source, bind)]
+
+    def _call(self, equation: Any, operands: list[Operand], source: str | None) -> Sequence[Operand]:
+        """An activation function by its name, of anything else the equations inside."""
+        if any(isinstance(operand, Node) for operand in operands):
+            name, output = activations.named_call(equation), equation.outvars[0].aval if equation.outvars else None
+            if name is not None:
+                bind = lambda *values: equation.primitive.bind(*values, **equation.params)[0]  # noqa: E731
+                recorded = self._activation(name, operands, output, source, bind)
+                if recorded is not None:
+                    return recorded
+        return self.run(equation.params[_CALLS[equation.primitive.name]], operands, source)
+
+    def _activation(
+        self, name: str, operands: list[Operand], output: Any, source: str | None, bind: Callable[..., jax.Array]
+    ) -> list[Operand] | None:
+        """One equation for an activation function of a node with constant parameters; None for any other."""
+        x, *parameters = operands
+        if not isinstance(x, Node) or x.shape != tuple(output.shape) or any(isinstance(p, Node) for p in parameters):
+            return None
+        return [self._record(name, {}, operands, output, source or "an unknown line", bind)]
+
+    def _split(self, equation: Any, operand: Operand, source: str) -> list[Operand]:
+        """Each result is a slice."""
+        axis, start, outputs = equation.params["axis"], 0, []
+        for size, variable in zip(equation.params["sizes"], equation.outvars, strict=True):
+            starts, limits = [0] * len(operand.shape), list(operand.shape)
+            starts[axis], limits[axis] = start, start + int(size)
+            params = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None}
+            bind = functools.partial(lax.slice, **params)
+            outputs.append(self._record("slice", params, [operand], variable.aval, source, bind))
+            start += int(size)
+        return outputs
 
     def _record(
         self,

@@ -7,6 +7,9 @@ cotangent g, stride s, input dilation a and kernel dilation d, both gradients ar
 * for x: of g, dilated by s, with w flipped in space and its channels swapped; stride a, kernel dilation d;
 * for w: of x, dilated by a, with g as the kernel, dilated by s, examples in the place of channels; stride d.
 
+The first one would mostly multiply by zeros where there are strides, and is slow for few channels: it is compiled to a
+convolution for each phase of the stride, or to one matrix product and shifted sums.
+
 This form is closed: gradients of gradients have it again. It is a primitive, not a `jax.custom_vjp`, because of
 `jax.vmap`: a batched backward rule would compute one kernel gradient for every example, an array of shape
 [batch, height, width, input, output], and sum them afterwards. The primitive merges the batch into the axis of examples
@@ -160,10 +163,63 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any)
     return lax.map(lambda pair: convolution_p.bind(*pair, **params), (lhs, jnp.moveaxis(rhs, rhs_axis, 0))), 0
 
 
+# With so few output channels the library behind XLA is slow, and a matrix product with shifted sums is not.
+_FEW_CHANNELS = 4
+
+
+def _without_zeros(lhs: Array, rhs: Array, **params: Any) -> Array:
+    """The same convolution, not multiplying by the zeros between the pixels of a dilated image."""
+    dilation, pads = params["lhs_dilation"], params["padding"]
+    if params["window_strides"] != (1, 1) or params["rhs_dilation"] != (1, 1):
+        return lax.conv_general_dilated(lhs, rhs, **params)
+    if rhs.shape[3] <= _FEW_CHANNELS:
+        whole = _scattered(lhs, rhs, params)
+    elif dilation != (1, 1):
+        whole = _interleaved(lhs, rhs, params)
+    else:
+        return lax.conv_general_dilated(lhs, rhs, **params)
+    around = [(low - k + 1, high - k + 1, 0) for k, (low, high) in zip(rhs.shape[:2], pads, strict=True)]
+    return lax.pad(whole, jnp.zeros((), whole.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+
+
+def _scattered(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+    """The convolution padded by a kernel less one: one matrix product, and shifted sums."""
+    (height, width), step = rhs.shape[:2], params["lhs_dilation"]
+    products = jnp.einsum("nhwi,abio->nhwabo", lhs, rhs, precision=params["precision"])
+    zero, total = jnp.zeros((), products.dtype), None
+    for a in range(height):
+        for b in range(width):
+            around = [(0, 0, 0), (height - 1 - a, a, step[0] - 1), (width - 1 - b, b, step[1] - 1), (0, 0, 0)]
+            shifted = lax.pad(products[:, :, :, a, b], zero, around)
+            total = shifted if total is None else total + shifted
+    assert total is not None
+    return total
+
+
+def _interleaved(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+    """The convolution of a dilated image padded by a kernel less one: one for each phase of the dilation, side by side.
+
+    Pixel s m + a of the result meets every s-th entry of the kernel only, so all phases a are one convolution of the
+    undilated image, with s times fewer taps.
+    """
+    (height, width, inputs, outputs), (down, right) = rhs.shape, params["lhs_dilation"]
+    rows, columns = -(-height // down), -(-width // right)
+    # Entries missing at the far end of the kernel are those of the near end of the flipped one.
+    missing = [(rows * down - height, 0, 0), (columns * right - width, 0, 0), (0, 0, 0), (0, 0, 0)]
+    kernel = lax.pad(rhs, jnp.zeros((), rhs.dtype), missing).reshape(rows, down, columns, right, inputs, outputs)
+    kernel = kernel[:, ::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(rows, columns, inputs, -1)
+    window = {"lhs_dilation": (1, 1), "padding": ((rows - 1, rows - 1), (columns - 1, columns - 1))}
+    phases = lax.conv_general_dilated(lhs, kernel, **params | window)
+    batch, high, wide, _ = phases.shape
+    phases = phases.reshape(batch, high, wide, down, right, outputs).transpose(0, 1, 3, 2, 4, 5)
+    whole = phases.reshape(batch, high * down, wide * right, outputs)
+    return whole[:, : whole.shape[1] - missing[0][0], : whole.shape[2] - missing[1][0]]
+
+
 convolution_p = Primitive("convolution")
 convolution_p.def_impl(lax.conv_general_dilated)
 convolution_p.def_abstract_eval(lambda lhs, rhs, **params: conv_general_dilated_p.abstract_eval(lhs, rhs, **params)[0])
-mlir.register_lowering(convolution_p, mlir.lower_fun(lax.conv_general_dilated, multiple_results=False))
+mlir.register_lowering(convolution_p, mlir.lower_fun(_without_zeros, multiple_results=False))
 ad.defbilinear(convolution_p, _image_gradient, _kernel_gradient)
 batching.primitive_batchers[convolution_p] = _batch
 

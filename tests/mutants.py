@@ -6,6 +6,7 @@ are forgotten on the way in and out, so that none of them holds the other versio
 
 import contextlib
 import math
+import sys
 import types
 from collections.abc import Callable, Iterator
 
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 import pytest
 
 import cure_jax as cj
-from cure_jax import graph, numerics, regions
-from cure_jax.bounds import linear
+from cure_jax import graph, numerics
+from cure_jax.bounds import coefficients, linear
 from cure_jax.certification import certificate
-from cure_jax.regions import Interval, LpBall
-from cure_jax.rules import elementwise, pooling, registry
+from cure_jax.regions import Interval, LpBall, ball
+from cure_jax.rules import elementwise, local, pooling, registry
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -57,7 +58,7 @@ def unstable_neurons_treated_as_stable(patch: pytest.MonkeyPatch) -> None:
 
 
 def l2_ball_with_the_dual_exponent_of_l1(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(regions, "numerics", types.SimpleNamespace(norm=numerics.norm, dual=lambda p: math.inf))
+    patch.setattr(ball, "numerics", types.SimpleNamespace(norm=numerics.norm, dual=lambda p: math.inf))
 
 
 def first_layer_with_the_wrong_dual_exponent(patch: pytest.MonkeyPatch) -> None:
@@ -82,19 +83,44 @@ def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:
-    right = linear._through_relaxation
+    right = linear._pull_relaxed
     swapped = lambda relaxation: registry.Relaxation(relaxation.upper, relaxation.lower)  # noqa: E731
-    patch.setattr(linear, "_through_relaxation", lambda relaxation, c: right(swapped(relaxation), c))
+    patch.setattr(linear, "_pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
 
 
 def offsets_forgotten(patch: pytest.MonkeyPatch) -> None:
-    right = linear._through_affine
+    right = linear.pull_affine
 
-    def wrong(equation, rule, coefficients):
-        pulled, constant = right(equation, rule, coefficients)
+    def wrong(equation, coefficients):
+        pulled, constant = right(equation, coefficients)
         return pulled, jnp.zeros_like(constant)
 
-    patch.setattr(linear, "_through_affine", wrong)
+    patch.setattr(linear, "pull_affine", wrong)
+
+
+def windows_that_reach_into_the_padding(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(coefficients.Window, "masked", lambda self, shape: self)
+
+
+def windows_one_pixel_off(patch: pytest.MonkeyPatch) -> None:
+    right = local._through_window
+    patch.setattr(local, "_through_window", lambda axis, stride, extent, low: right(axis, stride, extent, low + 1))
+
+
+def slopes_that_leave_the_unit_interval(patch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["cure_jax.bounds.alpha_crown"]
+    patch.setattr(module, "jnp", types.SimpleNamespace(**(vars(jnp) | {"clip": lambda x, low, high: x})))
+
+
+def multipliers_of_a_smaller_ball(patch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["cure_jax.bounds.sdp_crown"]
+    right = module.layer_bound
+
+    def wrong(layer, coefficients, slopes, multiplier):
+        smaller = layer.ball._replace(radius=0.9 * layer.ball.radius)
+        return right(layer._replace(ball=smaller), coefficients, slopes, multiplier)
+
+    patch.setattr(module, "layer_bound", wrong)
 
 
 def last_layer_with_upper_for_lower(patch: pytest.MonkeyPatch) -> None:

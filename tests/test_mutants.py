@@ -7,24 +7,20 @@ from collections.abc import Callable
 import pytest
 
 from tests import mutants, test_regions
-from tests.bounds import test_soundness
+from tests.bounds import test_coefficients, test_soundness
 from tests.certification import test_certificate
 from tests.rules import test_rules
 
-
-def _lines(name: str) -> None:
-    for seed in range(3):
-        test_rules.test_lines_sandwich_the_function(name, seed, None)
-
-
+LINES = test_rules.test_intervals_and_lines_hold_every_value
 SUPPORT = test_regions.test_no_point_of_the_region_exceeds_the_support
+WINDOWS = test_coefficients.test_windows_are_dense_coefficients
 GRID = test_soundness.test_bounds_hold_on_a_grid
 
 # The planted bug, and the check of the suite that is meant to notice it.
 CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
-    mutants.relu_intercept_too_small: functools.partial(_lines, "relu"),
-    mutants.unstable_neurons_treated_as_stable: functools.partial(_lines, "relu"),
-    mutants.max_pool_below_its_largest_upper_bound: functools.partial(_lines, "reduce_max"),
+    mutants.relu_intercept_too_small: functools.partial(LINES, "relu"),
+    mutants.unstable_neurons_treated_as_stable: functools.partial(LINES, "relu"),
+    mutants.max_pool_below_its_largest_upper_bound: functools.partial(LINES, "reduce_max"),
     mutants.weights_with_their_signs: functools.partial(test_rules.test_magnitudes_are_row_norms, "dot right", 1.0),
     mutants.l2_ball_with_the_dual_exponent_of_l1: functools.partial(SUPPORT, 2.0, None),
     mutants.linf_ball_with_the_2_norm: functools.partial(SUPPORT, math.inf, (0.0, 1.0)),
@@ -33,6 +29,9 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown_ibp", math.inf, "mlp"),
     mutants.offsets_forgotten: functools.partial(test_soundness.test_linear_maps_are_exact, "crown", math.inf),
+    mutants.windows_that_reach_into_the_padding: functools.partial(WINDOWS, "two"),
+    mutants.windows_one_pixel_off: functools.partial(WINDOWS, "two"),
+    mutants.slopes_that_leave_the_unit_interval: functools.partial(GRID, "alpha_crown", math.inf, "mlp"),
     mutants.repeated_coordinates_as_a_ball: functools.partial(
         test_soundness.test_a_ball_with_repeated_coordinates_is_no_ball, "scalar", 2.0
     ),

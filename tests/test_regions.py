@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from jax.tree_util import Partial
 
+import cure_jax as cj
 from cure_jax.regions import Interval, LpBall, l1_ball, l2_ball, linf_ball, lp_ball
+from tests import networks
 
 NORMS = (1.0, 1.5, 2.0, 3.0, math.inf)
 BOXES = (None, (0.0, 1.0))
@@ -181,6 +184,23 @@ def test_support_of_zero_coefficients_is_zero_with_a_finite_gradient_in_the_midd
     middle = region.bounding_box().center if p == math.inf and within else region.center
     np.testing.assert_allclose(gradient, middle, rtol=1e-6)
     chex.assert_tree_all_finite(jax.grad(lambda region: region.support(jnp.zeros(SHAPE)))(region))
+
+
+@norms
+def test_support_of_zero_coefficients_survives_the_folding_of_constants(p):
+    region = random_region(1, p, (0.0, 1.0))
+    support, gradient = jax.jit(lambda: jax.value_and_grad(region.support)(jnp.zeros(SHAPE)))()
+    assert support == 0
+    chex.assert_tree_all_finite(gradient)
+
+
+@norms
+def test_support_is_attained_in_the_region_with_coefficients_below_rounding(p):
+    region = lp_ball(jnp.array([0.4, 0.6, 0.5]), 0.3, p, (0.0, 1.0))
+    for a in ([3.9e-2, 4.6e-12, 0.0], [-123.0, 5e-7, 1e-20], [2.6e-8, 1e-30, 6.9]):
+        support, maximiser = support_and_maximiser(region, jnp.array(a))
+        assert region.contains(maximiser, 1e-5), a
+        np.testing.assert_allclose(np.sum(np.array(a) * np.asarray(maximiser, float)), support, rtol=1e-6)
 
 
 @boxes
@@ -417,6 +437,7 @@ X = np.array([0.2, 0.8], np.float32)
     ("build", "error", "message"),
     [
         (lambda: linf_ball(np.array([0, 255]), 0.1), TypeError, "x has dtype int.*convert it"),
+        (lambda: linf_ball(np.zeros((0, 3)), 0.1), ValueError, r"x has shape \(0, 3\), no pixels.*check"),
         (lambda: lp_ball(X, 0.1, 0.5), ValueError, "p is 0.5; a norm needs.*give 1, 2"),
         (lambda: lp_ball(X, 0.1, math.nan), ValueError, "p is nan"),
         (lambda: l2_ball(X, -0.1), ValueError, "eps is -0.1.*at least 0.*correct"),
@@ -434,3 +455,45 @@ X = np.array([0.2, 0.8], np.float32)
 def test_wrong_arguments_are_named(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize(("method", "p"), [("crown", 1.0), ("crown", 2.0), ("crown", math.inf), ("ibp", 1.5)])
+def test_radii_of_pixels_and_examples_reach_the_certificate(p, method):
+    """Half of the pixels fixed, a radius for each example: less is proved of larger regions, in every way to ask."""
+    f = Partial(networks.mlp, networks.mlp_params(5, (4, 6, 3)))
+    x = np.random.default_rng(0).uniform(size=(3, 4)).astype("f")
+    labels = np.asarray(jax.vmap(f)(x)).argmax(axis=1)
+    radii = np.array([0.01, 0.05, 0.2], np.float32)[:, None] * np.array([[1, 0, 1, 0]], np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def margins(x, label, eps):
+        return cj.certify(f, x, label, lp_ball(x, eps, p, (0.0, 1.0)), method).margin
+
+    partly = margins(x, labels, radii)
+    assert np.all(margins(x, labels, 2 * radii) < partly)
+    everywhere = margins(x, labels, radii + radii[:, ::-1])
+    assert np.all(everywhere <= partly + 1e-6)
+    assert p == 1 or np.all(everywhere < partly)
+    # What is fixed may as well be a part of the network.
+    others = lambda y: f(jnp.stack([y[0], x[1, 1], y[1], x[1, 3]]))  # noqa: E731
+    alone = jax.jit(lambda y: cj.certify(others, y, labels[1], lp_ball(y, 0.05, p, (0.0, 1.0)), method).margin)
+    # (`stack` mixes coordinates: after it `ibp` knows the box of the first layer's input only.)
+    assert method == "ibp" or abs(alone(x[1, ::2]) - partly[1]) < 1e-4
+    regions = {"part": Partial(lambda eps, x: lp_ball(x, eps, p, (0.0, 1.0)), radii[2])}
+    found = cj.certify_dataset(f, x, labels, regions, method=method, batch_size=3)
+    np.testing.assert_allclose(found.margin["part"][2], partly[2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown"])
+def test_radii_are_in_pixels_whatever_the_normalisation_in_the_network(method):
+    mean, std = jnp.array([0.4, 0.5]), jnp.array([0.2, 0.5])
+    weights, x = jnp.array([[1.0, -0.5], [0.3, 2.0]]), jnp.array([0.6, 0.3])
+    f = lambda x: ((x - mean) / std) @ weights  # noqa: E731
+    # The nearest adversarial point of this linear network is at the distance margin / |difference|, in pixels.
+    difference = jnp.linalg.norm((weights[:, 0] - weights[:, 1]) / std)
+    margin = f(x)[0] - f(x)[1]
+    prove = jax.jit(lambda eps: cj.certify(f, x, 0, l2_ball(x, eps), method))
+    np.testing.assert_allclose(prove(0.1).margin, margin - 0.1 * difference, rtol=1e-5)
+    assert prove(0.99 * margin / difference).verified
+    assert not prove(1.01 * margin / difference).verified

@@ -1,11 +1,26 @@
 """Bounds as function transformations, one algorithm a file: `bound(f)(region) -> Interval`.
 
 `ibp` pushes intervals forward, `linear` is the backward fold that all linear-relaxation methods share, `crown` drives
-it, `alpha_crown` optimises its slopes.
+it, `alpha_crown` optimises its slopes. `spectral` bounds the norms of affine blocks from above; on them rest
+`lipschitz`, `box_ball` and `sdp_crown`, which prove with l_2 balls.
 """
 
 from cure_jax.bounds.alpha_crown import alpha_crown
+from cure_jax.bounds.box_ball import box_ball
 from cure_jax.bounds.crown import crown, intermediate_bounds
 from cure_jax.bounds.ibp import ibp
+from cure_jax.bounds.lipschitz import lipschitz
+from cure_jax.bounds.sdp_crown import sdp_crown
+from cure_jax.bounds.spectral import BlockNorms, block_norms
 
-__all__ = ["alpha_crown", "crown", "ibp", "intermediate_bounds"]
+__all__ = [
+    "BlockNorms",
+    "alpha_crown",
+    "block_norms",
+    "box_ball",
+    "crown",
+    "ibp",
+    "intermediate_bounds",
+    "lipschitz",
+    "sdp_crown",
+]

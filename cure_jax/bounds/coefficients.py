@@ -111,16 +111,19 @@ def pull_lines(coefficients: Coefficients, lower: Lines, upper: Lines) -> tuple[
     Returns:
       Coefficients on each operand, and the constant.
     """
-
-    def chosen(below: jax.Array, above: jax.Array) -> jax.Array:
-        return value * jnp.where(value > 0, cut(below), cut(above))
-
     if isinstance(coefficients, Window):
         value, cut = coefficients.value, coefficients.cut
     else:
         value, cut = coefficients, lambda array: array
-    pulled = [chosen(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
-    constant = jnp.sum(chosen(lower[1], upper[1]))
+    # By sums, not by `where`: signs are random, and a branch for each costs three times as much.
+    positive = jnp.maximum(value, 0)
+    negative = value - positive
+
+    def mixed(below: jax.Array, above: jax.Array) -> jax.Array:
+        return positive * cut(below) + negative * cut(above)
+
+    pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
+    constant = jnp.sum(mixed(lower[1], upper[1]))
     if isinstance(coefficients, Window):
         return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
     return tuple(pulled), constant

@@ -12,8 +12,9 @@ import jax
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds import linear
-from cure_jax.bounds.ibp import propagate
+from cure_jax.bounds import linear, outward
+from cure_jax.bounds.ibp import propagate, steps_of
+from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, Region
 
 __all__ = ["Intermediate", "Relaxed", "check_intermediate", "crown", "intermediate_bounds", "relaxed"]
@@ -28,6 +29,7 @@ def crown(
     intermediate: Intermediate = "crown",
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+    arithmetic: str = "float32",
 ) -> Callable[[Region], Interval]:
     """Transforms a function of one example into linear-relaxation bounds over a region.
 
@@ -37,17 +39,21 @@ def crown(
         known, tight), "ibp" (one forward pass: CROWN-IBP, cheap), or bounds that `intermediate_bounds` returned for the
         same region and a function with the same nonlinear layers, such as the logits whose margins `f` takes.
       precision: of matrix products and convolutions; keep the default for certificates.
+      arithmetic: "float32", or "outward" to allow for all rounding errors, as for `ibp`.
 
     Returns:
-      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted, vmapped and differentiated.
+      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
+      unless it rounds outward.
 
     Raises:
-      ValueError: for an unknown `intermediate`, or bounds that do not fit the layers of `f`.
+      ValueError: for an unknown `intermediate`, bounds that do not fit the layers of `f`, an unknown arithmetic, or
+        where outward rounding is not covered.
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
-      `lower <= f(x) <= upper` for every x of the region, in real arithmetic. The region enters through its support
-      function, so a ball cut by the pixel box is used exactly as such. Bounds that are passed in are taken on trust.
+      `lower <= f(x) <= upper` for every x of the region, for f in real arithmetic: up to the rounding of the bounds
+      themselves, or, with "outward", as computed. The region enters through its support function, so a ball cut by the
+      pixel box is used exactly as such. Bounds that are passed in are taken on trust.
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
@@ -57,11 +63,12 @@ def crown(
       [1.0, 1.4]
     """
     check_intermediate(intermediate)
+    check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> Interval:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        inside = relaxed(graph, region, intermediate)
-        return linear.concretized_output(graph, region, inside.relaxations, inside.intervals)
+        inside = relaxed(graph, region, intermediate, arithmetic)
+        return linear.concretized_output(graph, region, inside.relaxations, inside.intervals, inside.intercepts)
 
     return bounds
 
@@ -71,6 +78,7 @@ def intermediate_bounds(
     method: str = "crown",
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+    arithmetic: str = "float32",
 ) -> Callable[[Region], tuple[Interval, ...]]:
     """Transforms a function of one example into bounds of its layers.
 
@@ -78,6 +86,7 @@ def intermediate_bounds(
       f: `[*x] -> [*output]`, as for `crown`.
       method: "crown" or "ibp".
       precision: as for `crown`.
+      arithmetic: as for `crown`.
 
     Returns:
       A function from a region to the bounds of every operand of every nonlinear equation, in order of execution: for
@@ -85,11 +94,11 @@ def intermediate_bounds(
       `crown(..., intermediate=...)`.
 
     Raises:
-      ValueError: for an unknown method.
+      ValueError: for an unknown method or arithmetic, or where outward rounding is not covered.
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
-      Each holds all values that its operand takes on the region, in real arithmetic.
+      Each holds all values that its operand takes on the region, in real arithmetic; rounding as for `crown`.
 
     Examples:
       >>> import jax, jax.numpy as jnp, cure_jax as cj
@@ -102,10 +111,11 @@ def intermediate_bounds(
       True
     """
     check_intermediate(method)
+    check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> tuple[Interval, ...]:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        return relaxed(graph, region, method).operands
+        return relaxed(graph, region, method, arithmetic).operands
 
     return bounds
 
@@ -117,55 +127,62 @@ class Relaxed(NamedTuple):
       intervals: of every node, by index.
       relaxations: of every nonlinear equation, by index of its output node.
       operands: the intervals on which the relaxations hold, in order of execution.
+      intercepts: for outward rounding, of every equation, by index of its output node.
     """
 
     intervals: dict[int, Interval]
     relaxations: dict[int, rules.Relaxation]
     operands: tuple[Interval, ...]
+    intercepts: dict[int, outward.Intercepts] | None = None
 
 
-def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate) -> Relaxed:
+def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate, arithmetic: str = "float32") -> Relaxed:
     """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
 
     Raises:
-      ValueError: if bounds that are passed in do not fit the graph.
+      ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.
     """
-    relaxations: dict[int, rules.Relaxation] = {}
-    found: list[Interval] = []
+    steps, intercepts = steps_of(graph, region, arithmetic)
+    inside, found, uses = Relaxed({}, {}, (), intercepts), [], outward.uses(graph)
 
     def visit(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if intermediate == "crown":
-            operands = _refined(graph, region, relaxations, equation, operands)
+            operands = _refined(graph, region, inside, equation, operands)
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
-        relaxations[equation.output.index] = rule.relax(equation, operands, None)
+        output, relaxation = equation.output.index, rule.relax(equation, operands, None)
+        inside.relaxations[output], inside.intervals[output] = relaxation, steps.nonlinear(equation, rule, operands)
+        if intercepts is not None:
+            intercepts[output] = outward.relaxed_intercepts(equation, operands, relaxation, uses(equation))
         found.extend(operands)
         return operands
 
-    intervals = propagate(graph, region, visit)
+    intervals = propagate(graph, region, visit, steps)
     if not isinstance(intermediate, str) and len(found) != len(intermediate):
         raise ValueError(
             f"Got intermediate bounds of {len(intermediate)} layers; f has {len(found)}. Compute them with "
             "intermediate_bounds for this network."
         )
-    return Relaxed(intervals, relaxations, tuple(found))
+    return inside._replace(intervals=intervals, operands=tuple(found))
 
 
 def _refined(
     graph: graphs.Graph,
     region: Region,
-    relaxations: dict[int, rules.Relaxation],
+    inside: Relaxed,
     equation: graphs.Equation,
     operands: Sequence[Interval],
 ) -> list[Interval]:
-    """Tighter intervals, by back-substitution, where they make a tighter relaxation."""
+    """Tighter intervals, by back-substitution through what is relaxed so far, where they make a tighter relaxation."""
     rule = rules.lookup(equation)
     assert isinstance(rule, rules.Nonlinear)
     selected = rule.undecided(equation, operands) if rule.undecided else (None,) * len(operands)
     return [
-        interval.intersect(linear.bound_node(graph, node, region, relaxations, {}, wanted))
+        interval.intersect(
+            linear.bound_node(graph, node, region, inside.relaxations, inside.intervals, wanted, inside.intercepts)
+        )
         for node, interval, wanted in zip(equation.bounded, operands, selected, strict=True)
     ]
 

@@ -14,16 +14,17 @@ Wong & Kolter, ICML 2018, Section 3; Zhang et al., NeurIPS 2018, Eq. 7.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
-from cure_jax.bounds import linear
+from cure_jax.bounds import linear, outward, outward_region
+from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["Layers", "Refine", "ibp", "ibp_with_layers", "propagate"]
+__all__ = ["Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
 
 # The dual exponent is 5: a fifth power of what float32 can tell from 0 beside 1 does not underflow.
 _LEAST_ROUND_P = 1.25
@@ -33,22 +34,30 @@ Refine = Callable[[graphs.Equation, Sequence[Interval]], Sequence[Interval]]
 
 
 def ibp(
-    f: Callable[[jax.Array], jax.Array], *, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    f: Callable[[jax.Array], jax.Array],
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+    arithmetic: str = "float32",
 ) -> Callable[[Region], Interval]:
     """Transforms a function of one example into interval bounds over a region.
 
     Args:
       f: `[*x] -> [*output]`, traceable by JAX, built from `cure_jax.rules.supported()`.
       precision: of matrix products and convolutions; keep the default for certificates.
+      arithmetic: "float32", or "outward" to allow for all rounding errors, on CPU, for l_1, l_2 and l_inf balls and
+        networks of affine and piecewise-linear functions. (Either computes in the dtype of the region.)
 
     Returns:
-      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted, vmapped and differentiated.
+      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
+      unless it rounds outward.
 
     Raises:
       UnsupportedPrimitive: naming primitive and source line.
+      ValueError: for an unknown arithmetic, or where outward rounding is not covered.
 
     Soundness:
-      `lower <= f(x) <= upper` for every x of the region, in real arithmetic.
+      `lower <= f(x) <= upper` for every x of the region, for f in real arithmetic: up to the rounding of the bounds
+      themselves, or, with "outward", as computed (`cure_jax.bounds.outward` says of which f exactly).
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
@@ -56,10 +65,12 @@ def ibp(
       >>> round(float(bounds.lower), 3), round(float(bounds.upper), 3)
       (0.3, 0.7)
     """
+    check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> Interval:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        return linear.concretized_output(graph, region, {}, propagate(graph, region))
+        steps, intercepts = steps_of(graph, region, arithmetic)
+        return linear.concretized_output(graph, region, {}, propagate(graph, region, steps=steps), intercepts)
 
     return bounds
 
@@ -107,13 +118,32 @@ def _pre_activations(graph: graphs.Graph, intervals: dict[int, Interval]) -> tup
     return tuple(intervals[equation.bounded[0].index] for equation in elementwise)
 
 
-def propagate(graph: graphs.Graph, region: Region, refine: Refine | None = None) -> dict[int, Interval]:
+class Steps(NamedTuple):
+    """What `propagate` does with each kind of thing, in some arithmetic.
+
+    Attributes:
+      box: of a region.
+      ball: of a region, or None. It has `through(equation, rule)`, which gives None where it has no image, and `box()`.
+      affine: `(equation, rule, operands) -> Interval`.
+      nonlinear: `(equation, rule, operands) -> Interval`.
+    """
+
+    box: Callable[[Region], Interval]
+    ball: Callable[[Region], Any]
+    affine: Callable[[graphs.Equation, rules.Affine, Sequence[Interval]], Interval]
+    nonlinear: Callable[[graphs.Equation, rules.Nonlinear, Sequence[Interval]], Interval]
+
+
+def propagate(
+    graph: graphs.Graph, region: Region, refine: Refine | None = None, steps: Steps | None = None
+) -> dict[int, Interval]:
     """Pushes intervals through all equations of a graph.
 
     Args:
       graph: from `cure_jax.graph.trace`.
       region: the set of inputs.
       refine: may replace the operands' intervals at each nonlinear equation by tighter ones (CROWN does).
+      steps: from `steps_of`; None for those without allowance for rounding.
 
     Returns:
       The interval of every node, by index.
@@ -121,8 +151,9 @@ def propagate(graph: graphs.Graph, region: Region, refine: Refine | None = None)
     Soundness:
       Each contains all values that its node takes on the region, if `refine` is sound.
     """
-    values = {graph.input.index: region.bounding_box()}
-    balls = _input_ball(graph, region)
+    steps = steps or _PLAIN
+    values, ball = {graph.input.index: steps.box(region)}, steps.ball(region)
+    balls = {} if ball is None else {graph.input.index: ball}
     for equation in graph.equations:
         rule = rules.lookup(equation)
         operands: Sequence[Interval] = [values[node.index] for node in equation.bounded]
@@ -130,26 +161,17 @@ def propagate(graph: graphs.Graph, region: Region, refine: Refine | None = None)
             if refine is not None:
                 operands = refine(equation, operands)
                 values.update({node.index: interval for node, interval in zip(equation.bounded, operands, strict=True)})
-            values[equation.output.index] = rule.interval(equation, *operands)
+            values[equation.output.index] = steps.nonlinear(equation, rule, operands)
             continue
-        interval = _affine_interval(equation, rule, operands)
+        interval = steps.affine(equation, rule, operands)
         if len(operands) == 1 and equation.bounded[0].index in balls:
             image = balls[equation.bounded[0].index].through(equation, rule)
-            if rule.diagonal:
+            if image is not None and rule.diagonal:
                 balls[equation.output.index] = image
-            else:
-                interval = interval.intersect(Interval(image.center - image.radius, image.center + image.radius))
+            elif image is not None:
+                interval = interval.intersect(image.box())
         values[equation.output.index] = interval
     return values
-
-
-def _input_ball(graph: graphs.Graph, region: Region) -> dict[int, "_Ball"]:
-    """A box gains nothing from being a ball: intervals are exact for it."""
-    if not isinstance(region, LpBall) or region.p == math.inf:
-        return {}
-    # A ball lies in those of greater p; near p = 1 the powers of the dual norm would underflow to a radius of 0.
-    p = max(region.p, _LEAST_ROUND_P) if region.p > 1 else region.p
-    return {graph.input.index: _Ball(region.center, region.radius, p)}
 
 
 class _Ball(NamedTuple):
@@ -164,8 +186,63 @@ class _Ball(NamedTuple):
         radius = rule.magnitude(equation, numerics.dual(self.p), self.radius)
         return _Ball(equation.evaluate(self.center), radius, self.p)
 
+    def box(self) -> Interval:
+        return Interval(self.center - self.radius, self.center + self.radius)
+
+
+def _input_ball(region: Region) -> _Ball | None:
+    """A box gains nothing from being a ball: intervals are exact for it."""
+    if not isinstance(region, LpBall) or region.p == math.inf:
+        return None
+    # A ball lies in those of greater p; near p = 1 the powers of the dual norm would underflow to a radius of 0.
+    p = max(region.p, _LEAST_ROUND_P) if region.p > 1 else region.p
+    return _Ball(region.center, region.radius, p)
+
 
 def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
-    return Interval(center - radius, center + radius)
+    return Interval(center - radius, center + radius).without_nan()
+
+
+def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:
+    return rule.interval(equation, *operands)
+
+
+_PLAIN = Steps(lambda region: region.bounding_box(), _input_ball, _affine_interval, _nonlinear_interval)
+
+
+def steps_of(
+    graph: graphs.Graph, region: Region, arithmetic: str
+) -> tuple[Steps, dict[int, outward.Intercepts] | None]:
+    """How `propagate` computes in an arithmetic.
+
+    Args:
+      graph: from `cure_jax.graph.trace`.
+      region: the set of inputs.
+      arithmetic: one of `cure_jax.bounds.rounding.ARITHMETICS`.
+
+    Returns:
+      The steps. And, if they round outward, the intercepts of affine equations by the index of their output, which the
+      steps fill in as they are taken; those of nonlinear equations are for whoever relaxes them. Else None.
+
+    Raises:
+      UnsupportedPrimitive, ValueError: if a primitive or the region has no outward rounding.
+    """
+    if arithmetic == "float32":
+        return _PLAIN, None
+    ball = outward_region.check_region(region)
+    outward.check_graph(graph)
+    uses, intercepts = outward.uses(graph), {}
+
+    def affine(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
+        intercepts[equation.output.index] = outward.affine_intercepts(equation, rule, operands, uses(equation))
+        return outward.affine_interval(equation, rule, operands)
+
+    steps = Steps(
+        lambda region: outward_region.box_of(ball),
+        lambda region: outward_region.ball_of(ball),
+        affine,
+        outward.nonlinear_interval,
+    )
+    return steps, intercepts

@@ -11,6 +11,7 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 2018, Theorem 3.2; Xu et al., "Automatic Perturbation Analysis", NeurIPS 2020, Theorem 1 for general graphs.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 
 from cure_jax import rules
 from cure_jax.bounds import coefficients as forms
+from cure_jax.bounds import outward, outward_region
 from cure_jax.bounds.coefficients import Coefficients, Window
+from cure_jax.bounds.rounding import pinned
 from cure_jax.bounds.selection import map_selected
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
@@ -29,6 +32,7 @@ __all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concret
 
 # Objectives are processed in chunks of at most this many coefficients on the widest window or node, for one example.
 _CHUNK_COEFFICIENTS = 2**22
+_LEAST_CHUNK, _CHUNKS = 16, 32
 
 
 class LinearBound(NamedTuple):
@@ -38,15 +42,21 @@ class LinearBound(NamedTuple):
       coefficients: by node index.
       offset: scalar.
       widest: the most coefficients that any node had on the way, for the size of chunks.
+      outward: whether the offset allows for rounding, and what is added to it must too.
     """
 
     coefficients: dict[int, Coefficients]
     offset: jax.Array
     widest: int
+    outward: bool = False
 
 
 def backsubstitute(
-    graph: Graph, target: Node, coefficients: Coefficients, relaxations: Mapping[int, rules.Relaxation]
+    graph: Graph,
+    target: Node,
+    coefficients: Coefficients,
+    relaxations: Mapping[int, rules.Relaxation],
+    intercepts: Mapping[int, outward.Intercepts] | None = None,
 ) -> LinearBound:
     """A linear lower bound of `<coefficients, target>` in terms of the input and of unrelaxed nonlinear nodes.
 
@@ -55,12 +65,14 @@ def backsubstitute(
       target: the node that is bounded.
       coefficients: on the target, one objective (vmap for more): `[*target]`, or a `Window` of it.
       relaxations: by index of the output node of each nonlinear equation to be relaxed; the fold stops at the others.
+      intercepts: for outward rounding, by index of the output node of every affine and every relaxed equation.
 
     Returns:
       The bound, with dense coefficients if those on the target are.
 
     Soundness:
-      Holds on every set on which the relaxations hold; with no relaxation it is an identity.
+      Holds on every set on which the relaxations hold; with no relaxation it is an identity. In real arithmetic, or,
+      with intercepts, as computed.
     """
     pending: dict[int, Coefficients] = {target.index: coefficients}
     offset, widest = jnp.zeros((), target.dtype), forms.size(coefficients)
@@ -68,18 +80,34 @@ def backsubstitute(
         index = equation.output.index
         if index not in pending:
             continue
-        if isinstance(rules.lookup(equation), rules.Affine):
-            pulled, constant = pull_affine(equation, pending.pop(index))
-        elif index in relaxations:
-            pulled, constant = _pull_relaxed(equation, relaxations[index], pending.pop(index))
-        else:
+        affine = isinstance(rules.lookup(equation), rules.Affine)
+        if not affine and index not in relaxations:
             continue
-        offset = offset + constant
+        here = pending.pop(index)
+        pulled, constant = pull_affine(equation, here) if affine else _pull_relaxed(equation, relaxations[index], here)
+        if intercepts is None:
+            offset = offset + constant
+        else:
+            offset = outward.lowered(offset + outward.least_constant(here, intercepts[index]))
         for node, part in zip(equation.bounded, pulled, strict=True):
-            known = pending.get(node.index)
-            pending[node.index] = part if known is None else forms.add(known, part, node.shape)
+            pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
             widest = max(widest, forms.size(part))
-    return LinearBound(pending, offset, widest)
+    return LinearBound(pending, offset, widest, intercepts is not None)
+
+
+def _merged(known: Coefficients | None, part: Coefficients, node: Node, rounded: bool) -> Coefficients:
+    if known is None:
+        return part
+    if rounded:
+        # What counts as exact must be the same number wherever it is used.
+        known, part = _pinned(known), _pinned(part)
+    return forms.add(known, part, node.shape)
+
+
+def _pinned(coefficients: Coefficients) -> Coefficients:
+    if isinstance(coefficients, Window):
+        return dataclasses.replace(coefficients, value=pinned(coefficients.value))
+    return pinned(coefficients)
 
 
 def pull_affine(equation: Equation, coefficients: Coefficients) -> tuple[tuple[Coefficients, ...], jax.Array]:
@@ -118,6 +146,8 @@ def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapp
     Soundness:
       A lower bound of what `bound` bounds, for every input in the region.
     """
+    if bound.outward:
+        return _concretize_outward(bound, graph, region, intervals)
     least = bound.offset
     for index, coefficients in bound.coefficients.items():
         if index == graph.input.index:
@@ -128,6 +158,19 @@ def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapp
     return least
 
 
+def _concretize_outward(
+    bound: LinearBound, graph: Graph, region: Region, intervals: Mapping[int, Interval]
+) -> jax.Array:
+    least = bound.offset
+    for index, coefficients in bound.coefficients.items():
+        if index == graph.input.index:
+            part = outward_region.minimum(outward_region.check_region(region), coefficients)
+        else:
+            part = outward.least_constant(coefficients, outward.of_interval(intervals[index]))
+        least = outward.lowered(least + part)
+    return least
+
+
 def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Array:
     """The greatest value of minus a linear function over the region."""
     if isinstance(coefficients, Window) and isinstance(region, LpBall):
@@ -135,13 +178,14 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
     return region.support(-forms.dense(coefficients, node.shape))
 
 
-def bound_node(
+def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
     graph: Graph,
     target: Node,
     region: Region,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     selected: jax.Array | None = None,
+    intercepts: Mapping[int, outward.Intercepts] | None = None,
 ) -> Interval:
     """Bounds entries of a node by back-substitution.
 
@@ -152,6 +196,7 @@ def bound_node(
       relaxations: as for `backsubstitute`.
       intervals: as for `concretize`.
       selected: `[*target]`, which entries are wanted; None for all.
+      intercepts: as for `backsubstitute`.
 
     Returns:
       Lower and upper `[*target]`, infinite for entries that are not wanted.
@@ -161,28 +206,38 @@ def bound_node(
     def least(index: jax.Array, sign: float) -> jax.Array:
         nonlocal widest
         objective = forms.neuron(target, moving, index, sign)
-        bound = backsubstitute(graph, target, objective, relaxations)
+        bound = backsubstitute(graph, target, objective, relaxations, intercepts)
         widest = bound.widest
         return concretize(bound, graph, region, intervals)
 
     def both(index: jax.Array) -> jax.Array:
-        return jnp.stack([least(index, 1.0), -least(index, -1.0)])
+        # The last value tells entries that were computed, whatever a second evaluation of `selected` would say.
+        return jnp.stack([least(index, 1.0), -least(index, -1.0), jnp.ones((), target.dtype)])
 
     if selected is None:
         selected = jnp.ones(target.shape, bool)
     jax.eval_shape(both, jax.ShapeDtypeStruct((), jnp.int32))
-    values = map_selected(both, selected.ravel(), 2, max(1, _CHUNK_COEFFICIENTS // widest))
-    lower, upper = jnp.where(selected.ravel(), values.T, jnp.array([[-jnp.inf], [jnp.inf]], values.dtype))
-    return Interval(lower.reshape(target.shape), upper.reshape(target.shape))
+    # A share of all, so that few selected ones do not cost as much as many.
+    chunk = min(_CHUNK_COEFFICIENTS // widest, max(_LEAST_CHUNK, selected.size // _CHUNKS))
+    *ends, computed = map_selected(both, selected.ravel(), 3, max(1, chunk)).T
+    lower, upper = (
+        jnp.where(computed > 0, end, without).reshape(target.shape)
+        for end, without in zip(ends, (-jnp.inf, jnp.inf), strict=True)
+    )
+    return Interval(lower, upper).without_nan()
 
 
 def concretized_output(
-    graph: Graph, region: Region, relaxations: Mapping[int, rules.Relaxation], intervals: Mapping[int, Interval]
+    graph: Graph,
+    region: Region,
+    relaxations: Mapping[int, rules.Relaxation],
+    intervals: Mapping[int, Interval],
+    intercepts: Mapping[int, outward.Intercepts] | None = None,
 ) -> Interval:
     """Bounds of the output; an output that does not depend on the input is its own bound."""
     if not isinstance(graph.output, Node):
         return Interval(graph.output, graph.output)
-    return bound_node(graph, graph.output, region, relaxations, intervals)
+    return bound_node(graph, graph.output, region, relaxations, intervals, intercepts=intercepts)
 
 
 def _restricted(region: LpBall, window: Window) -> LpBall:

@@ -1,19 +1,14 @@
-"""From bounds to verdicts: `margins` says what is to be proved, `certificate` proves it for one, `dataset` for many."""
+"""From bounds to verdicts.
 
-from cure_jax.certification.certificate import (
-    CHEAP_TO_TIGHT,
-    METHODS,
-    Certificate,
-    UnionCertificate,
-    bound_method,
-    certify,
-    certify_union,
-)
+`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `dataset` for many.
+"""
+
+from cure_jax.certification.certificate import Certificate, UnionCertificate, certify, certify_union
 from cure_jax.certification.dataset import DatasetAttack, DatasetCertificate, attack_dataset, certify_dataset
 from cure_jax.certification.margins import margins
+from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
 
 __all__ = [
-    "CHEAP_TO_TIGHT",
     "METHODS",
     "Certificate",
     "DatasetAttack",
@@ -24,5 +19,6 @@ __all__ = [
     "certify",
     "certify_dataset",
     "certify_union",
+    "cheap_to_tight",
     "margins",
 ]

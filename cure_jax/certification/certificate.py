@@ -1,7 +1,6 @@
 """From bounds to verdicts, for one example."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -9,33 +8,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from cure_jax.bounds import alpha_crown, crown, ibp
 from cure_jax.certification.margins import margins
-from cure_jax.regions import Interval, Region
+from cure_jax.certification.methods import bound_method
+from cure_jax.regions import Region
 
-__all__ = ["CHEAP_TO_TIGHT", "METHODS", "Certificate", "UnionCertificate", "bound_method", "certify", "certify_union"]
-
-Bound = Callable[[Callable[[jax.Array], jax.Array]], Callable[[Region], Interval]]
-
-
-def _best(f: Callable[[jax.Array], jax.Array]) -> Callable[[Region], Interval]:
-    """For each output the tightest of all methods."""
-
-    def bounds(region: Region) -> Interval:
-        return functools.reduce(Interval.intersect, [METHODS[name](f)(region) for name in CHEAP_TO_TIGHT])
-
-    return bounds
-
-
-METHODS: Mapping[str, Bound] = {
-    "ibp": ibp,
-    "crown_ibp": functools.partial(crown, intermediate="ibp"),
-    "crown": crown,
-    "alpha_crown": functools.partial(alpha_crown, lower_only=True),
-    "best": _best,
-}
-# `certify_dataset(method="best")` tries these in turn, and "best" on what the cheap ones leave undecided.
-CHEAP_TO_TIGHT = ("ibp", "crown_ibp", "crown", "alpha_crown")
+__all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins"]
 
 
 @jax.tree_util.register_dataclass
@@ -67,17 +44,6 @@ class UnionCertificate:
     norms: dict[str, Certificate]
 
 
-def bound_method(method: str) -> Bound:
-    """The bound transformation of that name.
-
-    Raises:
-      ValueError: if there is none.
-    """
-    if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Choose one of these.")
-    return METHODS[method]
-
-
 def certify(
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
@@ -92,8 +58,8 @@ def certify(
       x: the example, pixels in [0, 1]; it must lie in `region`.
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
-      method: "ibp", "crown_ibp", "crown", "alpha_crown" (from cheap to tight), or "best": the tightest of them for each
-        margin.
+      method: "ibp", "crown_ibp", "crown", "alpha_crown" (from cheap to tight); for balls of small p also "lipschitz",
+        "box_ball", "sdp_crown"; or "best": for each margin the tightest of those that suit the region.
 
     Returns:
       The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x`
@@ -117,15 +83,38 @@ def certify(
       ... )
       (True, False)
     """
+    lower, admissible = lower_margins(f, x, label, region, method)
+    proved = jnp.all((lower > 0) & jnp.isfinite(lower))
+    return Certificate(proved & admissible, jnp.min(lower))
+
+
+def lower_margins(
+    f: Callable[[jax.Array], jax.Array],
+    x: Float[ArrayLike, "*x"],
+    label: Int[ArrayLike, ""] | int,
+    region: Region,
+    method: str,
+) -> tuple[Float[Array, " others"], Bool[Array, ""]]:
+    """What a certificate is made of: lower bounds of the margins, and whether anything can be proved at all.
+
+    Args:
+      f: as for `certify`, and so are the others.
+      x: the example.
+      label: the true class.
+      region: around the example.
+      method: as for `certify`.
+
+    Returns:
+      Lower bounds of all margins on the region, other classes ascending; and False where the label is out of range,
+      something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
+    """
     x, label = jnp.asarray(x), jnp.asarray(label)
     _check_shapes(x, label, region)
     logits = f(x)
     lower = bound_method(method)(margins(f, label))(region).lower
-    margin = jnp.min(lower)
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
-    proved = jnp.all((lower > 0) & jnp.isfinite(lower))
-    return Certificate(proved & valid & finite & region.contains(x), margin)
+    return lower, valid & finite & region.contains(x)
 
 
 def certify_union(

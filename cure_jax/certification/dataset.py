@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from cure_jax import attacks
-from cure_jax.certification.certificate import CHEAP_TO_TIGHT, bound_method, certify
+from cure_jax.certification.certificate import lower_margins
+from cure_jax.certification.methods import bound_method, cheap_to_tight
 from cure_jax.progress import progress
 from cure_jax.regions import Region
 from cure_jax.validation import validate
@@ -83,7 +84,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
         a `Partial` of a pure function whose radius is an argument, it is compiled once for all radii.
-      method: "ibp", "crown_ibp", "crown", or "best": the cheap ones first, tighter ones for what they leave undecided.
+      method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
+        keeps the tightest bound of each margin.
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices each batch is divided.
       show_progress: whether to show a progress bar with the expected end.
@@ -101,22 +103,50 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     images, labels = _checked(f, images, labels, regions, batch_size)
     f = _as_pytree(f)
     correct = _in_batches(functools.partial(_correct, f), (images, labels), batch_size)["correct"]
-    stages = (*CHEAP_TO_TIGHT[:-1], "best") if method == "best" else (method,)
+    make_regions = {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
+    stages = {
+        norm: cheap_to_tight(make_region(jnp.asarray(images[0]))) if method == "best" else (method,)
+        for norm, make_region in make_regions.items()
+    }
     verified, margin = {}, {}
-    with _progress(len(images) * len(regions) * len(stages), "certify", show_progress) as advance:
-        for norm, make_region in regions.items():
-            verified[norm] = np.zeros(len(images), bool)
-            margin[norm] = np.full(len(images), -np.inf)
-            undecided = np.arange(len(images))
-            for stage in stages:
-                if not len(undecided):
-                    break
-                one = functools.partial(_certified, f, _as_pytree(make_region), method=stage, mesh=mesh)
-                result = _in_batches(one, (images[undecided], labels[undecided]), batch_size, advance)
-                verified[norm][undecided] = result["verified"]
-                margin[norm][undecided] = np.fmax(margin[norm][undecided], result["margin"])
-                undecided = undecided[~result["verified"] & correct[undecided]]
+    with _progress(len(images) * sum(map(len, stages.values())), "certify", show_progress) as advance:
+        for norm, make_region in make_regions.items():
+
+            def prove(
+                stage: str, rows: np.ndarray, advance: Callable[[int], None], make_region: Partial = make_region
+            ) -> dict[str, np.ndarray]:
+                one = functools.partial(_bounded, f, make_region, method=stage, mesh=mesh)
+                return _in_batches(one, (images[rows], labels[rows]), batch_size, advance)
+
+            lower, admissible = _cascade(prove, stages[norm], correct, advance)
+            margin[norm] = lower.min(axis=1)
+            verified[norm] = admissible & np.all((lower > 0) & np.isfinite(lower), axis=1)
     return DatasetCertificate(correct, verified, margin, method)
+
+
+def _cascade(
+    prove: Callable[[str, np.ndarray, Callable[[int], None]], dict[str, np.ndarray]],
+    stages: Sequence[str],
+    correct: np.ndarray,
+    advance: Callable[[int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best lower bounds of all margins, each method tried on what those before it left undecided.
+
+    Returns:
+      Lower bounds `[examples, others]`, and whether anything can be proved, `[examples]`.
+    """
+    undecided = np.arange(len(correct))
+    first = prove(stages[0], undecided, advance)
+    lower, admissible = first["lower"], first["admissible"]
+    for stage in stages[1:]:
+        open_margins = ~np.all((lower > 0) & np.isfinite(lower), axis=1)
+        undecided = np.flatnonzero(correct & admissible & open_margins)
+        advance(len(correct) - len(undecided))
+        if len(undecided):
+            found = prove(stage, undecided, advance)["lower"]
+            # A bound that is not a number is none.
+            lower[undecided] = np.fmax(lower[undecided], found)
+    return lower, admissible
 
 
 def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -183,12 +213,12 @@ def _correct(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("method", "mesh"))
-def _certified(
+def _bounded(
     f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *, method: str, mesh: jax.sharding.Mesh | None
 ) -> dict[str, jax.Array]:
     def batch(f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-        certificate = jax.vmap(lambda x, label: certify(f, x, label, make_region(x), method))(x, label)
-        return {"verified": certificate.verified, "margin": certificate.margin}
+        lower, admissible = jax.vmap(lambda x, label: lower_margins(f, x, label, make_region(x), method))(x, label)
+        return {"lower": lower, "admissible": admissible}
 
     if mesh is not None:
         (axis,) = mesh.axis_names

@@ -3,7 +3,7 @@
 See `registry` for what a rule is and CONTRIBUTING.md for how to add one.
 """
 
-from cure_jax.rules import affine, elementwise, pooling
+from cure_jax.rules import affine, bilinear, clamp, custom, elementwise, pooling, smooth
 from cure_jax.rules.registry import (
     Affine,
     LinearMap,
@@ -21,10 +21,14 @@ __all__ = [
     "Nonlinear",
     "Relaxation",
     "affine",
+    "bilinear",
+    "clamp",
+    "custom",
     "elementwise",
     "elementwise_map",
     "lookup",
     "pooling",
     "register",
+    "smooth",
     "supported",
 ]

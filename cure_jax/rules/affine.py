@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cure_jax.graph import Equation, Node
-from cure_jax.rules.registry import Affine, Condition, register
+from cure_jax.rules.registry import Affine, Condition, refuse, register
 
 __all__: list[str] = []
 
@@ -61,6 +61,8 @@ def _summed(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
         return _root_of_sum(equation.evaluate, q, radius)
     if equation.name == "reduce_sum":
         return jnp.max(radius, axis=equation.params["axes"], initial=0)
+    if equation.name == "cumsum":
+        return lax.cummax(radius, equation.params["axis"], equation.params["reverse"])
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     dimensions, strides, padding, base, window = (equation.params[name] for name in names)
     maxima = lax.reduce_window(
@@ -115,8 +117,8 @@ def _maximum_product(left: jax.Array, right: jax.Array, dimension_numbers) -> ja
 def _maximum_convolution(equation: Equation, image: jax.Array, kernel: jax.Array) -> jax.Array:
     """A convolution with the sum over the window replaced by a maximum."""
     params = equation.params
-    if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        raise equation.unsupported("grouped, on an l_1 ball")
+    if params["batch_group_count"] != 1:
+        raise equation.unsupported("with groups of examples, on an l_1 ball; use groups of channels")
     numbers = params["dimension_numbers"]
     kernel = kernel.transpose(numbers.rhs_spec)
     patches = lax.conv_general_dilated_patches(
@@ -128,9 +130,11 @@ def _maximum_convolution(equation: Equation, image: jax.Array, kernel: jax.Array
         rhs_dilation=params["rhs_dilation"],
         precision=lax.Precision.HIGHEST,
     )
-    weights = kernel.reshape(kernel.shape[0], -1)
-    spatial = (1,) * (patches.ndim - 2)
-    maxima = jnp.max(patches[:, None] * weights.reshape(1, *weights.shape, *spatial), axis=2)
+    # Channels are the outer part of a patch: each group of them meets its own group of outputs.
+    groups, examples, positions = params["feature_group_count"], patches.shape[0], patches.shape[2:]
+    weights = kernel.reshape(1, groups, kernel.shape[0] // groups, -1, *(1,) * len(positions))
+    maxima = jnp.max(patches.reshape(examples, groups, 1, -1, *positions) * weights, axis=3)
+    maxima = maxima.reshape(examples, kernel.shape[0], *positions)
     return maxima.transpose(*(numbers.out_spec.index(i) for i in range(maxima.ndim)))
 
 
@@ -153,6 +157,9 @@ def _weights_at(*positions: int) -> Condition:
     return lambda equation: others(equation) and _widening(equation)
 
 
+_INSTEAD_OF_PREDICATES = "use jnp.maximum, jnp.minimum, jnp.clip, a function of jax.nn, or cure_jax.custom_bounds"
+_ROUNDED = "results may not be rounded to a narrower type; stay in float32 or float64"
+
 _MOVE = Affine(_moved, diagonal=True)
 _MOVE_SEVERAL = Affine(_moved, diagonal=True, offset=True)
 _SUM = Affine(_summed)
@@ -160,22 +167,40 @@ _SCALE = Affine(_scaled, diagonal=True)
 _WEIGH = Affine(_weighted)
 
 register(("reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "copy"), _MOVE)
-register("convert_element_type", _MOVE, when=_widening)
+register("convert_element_type", _MOVE, when=_widening, otherwise=_ROUNDED)
 # Broadcasting and gathering may repeat a coordinate, and an l_p ball with a repeated coordinate is no ball.
 register("broadcast_in_dim", _MOVE, when=lambda e: math.prod(e.output.shape) == math.prod(e.bounded[0].shape))
 register(("broadcast_in_dim", "tile", "dynamic_slice"), Affine(_moved), when=_only(0))
 register("gather", Affine(_moved, offset=True), when=_only(0))
-register("select_n", _MOVE_SEVERAL, when=lambda equation: 0 not in equation.positions)
+register(
+    "select_n",
+    _MOVE_SEVERAL,
+    when=lambda equation: 0 not in equation.positions,
+    otherwise="its predicate depends on the input; " + _INSTEAD_OF_PREDICATES,
+)
+refuse(("eq", "ge", "gt", "le", "lt", "ne"), "it compares values that depend on the input; " + _INSTEAD_OF_PREDICATES)
+refuse(("argmax", "argmin", "sort", "top_k"), "which entry it selects depends on the input")
 register(("concatenate", "stack"), _MOVE_SEVERAL)
 register("pad", _MOVE_SEVERAL, when=_only(0))
+register(
+    "dynamic_update_slice",
+    _MOVE_SEVERAL,
+    when=lambda equation: max(equation.positions) <= 1,
+    otherwise="where it writes depends on the input",
+)
 
 register(("add", "add_any"), Affine(_added, diagonal=True, offset=True))
 register("sub", Affine(_added, diagonal=True, offset=True))
 register("neg", Affine(_added, diagonal=True))
 
-register(("reduce_sum", "reduce_window_sum"), _SUM)
+register(("reduce_sum", "reduce_window_sum", "cumsum"), _SUM)
 
 register("mul", _SCALE, when=_only(0, 1))
 register("div", _SCALE, when=_only(0))
-register("dot_general", _WEIGH, when=_weights_at(0, 1))
-register("conv_general_dilated", _WEIGH, when=_weights_at(1))
+register("dot_general", _WEIGH, when=_weights_at(0, 1), otherwise=_ROUNDED)
+register(
+    "conv_general_dilated",
+    _WEIGH,
+    when=_weights_at(1),
+    otherwise="only the images may depend on the input; " + _ROUNDED,
+)

@@ -1,4 +1,4 @@
-"""Elementwise nonlinearities: ReLU and its relatives.
+"""Elementwise nonlinearities of straight pieces: ReLU and its relatives.
 
 ReLU reaches this table as `max(x, 0)`. Everything here is derived from two facts about a pre-activation in
 [lower, upper]: `relu` lies above alpha * x for every alpha in [0, 1], and below the chord through its end points.
@@ -6,6 +6,7 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 NeurIPS 2018, Table 2; Xu et al., "Fast and Complete" (alpha-CROWN), ICLR 2021, Lemma 2.1 for free alpha.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from cure_jax.regions import Interval
 from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwise_map, register
 
 __all__ = ["relu_slopes"]
+
+_NARROWEST = 1e-16
 
 
 def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -37,7 +40,12 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     active, unstable = lower >= 0, _unstable(lower, upper)
     if alpha is None:
         alpha = _least_area(lower, upper)
-    chord = upper / jnp.where(unstable, upper - lower, 1)
+    # Of boxes so wide that their width overflows, the quarters; in those so narrow that the derivative of the chord
+    # overflows, x - lower serves as well.
+    scale = jnp.where(jnp.maximum(upper, -lower) > jnp.finfo(lower.dtype).max / 4, 0.25, 1).astype(lower.dtype)
+    width = scale * upper - scale * lower
+    wide = unstable & (width > _NARROWEST)
+    chord = jnp.where(wide, scale * upper / jnp.where(wide, width, 1), 1)
     stable_slope = active.astype(lower.dtype)
     lower_slope = jnp.where(unstable, alpha, stable_slope)
     upper_slope = jnp.where(unstable, chord, stable_slope)
@@ -60,6 +68,11 @@ def _scaled(slope: jax.Array, intercept: jax.Array) -> LinearMap:
 def _constant_of(equation: Equation) -> jax.Array:
     (constant,) = (operand for operand in equation.operands if not isinstance(operand, Node))
     return jnp.broadcast_to(constant, equation.output.shape)
+
+
+def _share(weight: jax.Array, constant: jax.Array, neutral: float) -> jax.Array:
+    """`weight * constant`, 0 for the neutral element of a maximum or minimum: softmax takes `max(x, -inf)`."""
+    return weight * jnp.where(constant == neutral, 0, constant)
 
 
 def _monotone(equation: Equation, *intervals: Interval) -> Interval:
@@ -106,8 +119,10 @@ class _ByRelu(NamedTuple):
     argument: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, jax.Array]]
     lines: Callable[[Equation, jax.Array, jax.Array, jax.Array], Relaxation]
 
-    def rule(self, interval: Callable[..., Interval]) -> Nonlinear:
-        return Nonlinear(interval, self.relax, _contraction, self.start, self.undecided)
+    def rule(
+        self, interval: Callable[..., Interval], lipschitz: Callable[[Equation], float | jax.Array] = _contraction
+    ) -> Nonlinear:
+        return Nonlinear(interval, self.relax, lipschitz, self.start, self.undecided)
 
     def relax(self, equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
         return self.lines(equation, *relu_slopes(*self.argument(equation, intervals), alpha))
@@ -121,14 +136,14 @@ class _ByRelu(NamedTuple):
 
 def _max_constant(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
     """max(x, c) = c + relu(x - c)."""
-    constant = _constant_of(equation)
-    return Relaxation(_scaled(below, (1 - below) * constant), _scaled(above, (1 - above) * constant + intercept))
+    lower, upper = (_share(1 - slope, _constant_of(equation), -math.inf) for slope in (below, above))
+    return Relaxation(_scaled(below, lower), _scaled(above, upper + intercept))
 
 
 def _min_constant(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
     """min(x, c) = c - relu(c - x)."""
-    constant = _constant_of(equation)
-    return Relaxation(_scaled(above, (1 - above) * constant - intercept), _scaled(below, (1 - below) * constant))
+    lower, upper = (_share(1 - slope, _constant_of(equation), math.inf) for slope in (above, below))
+    return Relaxation(_scaled(above, lower - intercept), _scaled(below, upper))
 
 
 def _max_pair(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
@@ -147,6 +162,38 @@ def _abs(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.
     """|x| = 2 relu(x) - x."""
     del equation
     return Relaxation(_scaled(2 * below - 1, jnp.zeros_like(intercept)), _scaled(2 * above - 1, 2 * intercept))
+
+
+def _negative_slope(equation: Equation) -> jax.Array:
+    """The slope of leaky ReLU where x < 0: its value at -1 is minus that."""
+    return -equation.evaluate(-jnp.ones(equation.bounded[0].shape, equation.bounded[0].dtype))
+
+
+def _leaky(equation: Equation, below: jax.Array, above: jax.Array, intercept: jax.Array) -> Relaxation:
+    """Leaky ReLU is a x + (1 - a) relu(x); the lines of relu change places where 1 - a is negative."""
+    slope = _negative_slope(equation)
+    rest = 1 - slope
+    lines = _scaled(slope + rest * below, jnp.zeros_like(intercept)), _scaled(slope + rest * above, rest * intercept)
+    swapped = rest < 0
+
+    def line(first: LinearMap, second: LinearMap) -> LinearMap:
+        assert first.slopes is not None
+        assert second.slopes is not None
+        return _scaled(
+            jnp.where(swapped, second.slopes[0], first.slopes[0]), jnp.where(swapped, second.intercept, first.intercept)
+        )
+
+    return Relaxation(line(*lines), line(*lines[::-1]))
+
+
+def _leaky_interval(equation: Equation, x: Interval) -> Interval:
+    """A function of two straight pieces takes its extrema at the ends and at the kink."""
+    values = jnp.stack([equation.evaluate(point) for point in (x.lower, x.upper, jnp.clip(0, x.lower, x.upper))])
+    return Interval(jnp.min(values, axis=0), jnp.max(values, axis=0))
+
+
+def _leaky_lipschitz(equation: Equation) -> jax.Array:
+    return jnp.maximum(1, jnp.max(jnp.abs(_negative_slope(equation))))
 
 
 def _itself(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
@@ -176,3 +223,4 @@ register("max", _ByRelu(_difference, _max_pair).rule(_monotone), when=_two_bound
 register("min", _ByRelu(_constant_minus, _min_constant).rule(_monotone), when=_one_bounded)
 register("min", _ByRelu(_difference, _min_pair).rule(_monotone), when=_two_bounded)
 register("abs", _ByRelu(_itself, _abs).rule(_abs_interval))
+register("leaky_relu", _ByRelu(_itself, _leaky).rule(_leaky_interval, _leaky_lipschitz))

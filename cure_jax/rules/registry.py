@@ -19,7 +19,17 @@ import jax
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 
-__all__ = ["Affine", "LinearMap", "Nonlinear", "Relaxation", "elementwise_map", "lookup", "register", "supported"]
+__all__ = [
+    "Affine",
+    "LinearMap",
+    "Nonlinear",
+    "Relaxation",
+    "elementwise_map",
+    "lookup",
+    "refuse",
+    "register",
+    "supported",
+]
 
 
 class LinearMap(NamedTuple):
@@ -75,7 +85,7 @@ class Nonlinear(NamedTuple):
       relax: `(equation, intervals, alpha) -> Relaxation` on the box; `alpha` is None (the rule's own choice) or
         `[*output]` with values in [0, 1].
       lipschitz: `(equation) -> L`: |f(x) - f(y)|_2 <= L |x - y|_2, all bounded operands taken together; infinite if
-        there is none.
+        there is none. An array where it depends on parameters.
       start: `(equation, intervals) -> alpha`, `[*output]`: the alpha with which `relax` gives the rule's own choice,
         from which an optimiser starts. None if `relax` does not look at alpha.
       undecided: `(equation, intervals) -> for each bounded operand a mask of its shape`: where tighter intervals would
@@ -84,7 +94,7 @@ class Nonlinear(NamedTuple):
 
     interval: Callable[..., Interval]
     relax: Callable[[Equation, Sequence[Interval], jax.Array | None], Relaxation]
-    lipschitz: Callable[[Equation], float]
+    lipschitz: Callable[[Equation], float | jax.Array]
     start: Callable[[Equation, Sequence[Interval]], jax.Array] | None = None
     undecided: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, ...]] | None = None
 
@@ -93,25 +103,48 @@ Rule = Affine | Nonlinear
 Condition = Callable[[Equation], bool]
 
 _TABLE: dict[str, list[tuple[Condition, Rule]]] = {}
+_REASONS: dict[str, list[str]] = {}
 
 
-def register(names: str | Sequence[str], rule: Rule, *, when: Condition = lambda equation: True) -> None:
-    """Adds a rule for the named primitives, valid for equations that satisfy `when`."""
+def register(
+    names: str | Sequence[str],
+    rule: Rule,
+    *,
+    when: Condition = lambda equation: True,
+    otherwise: str = "",
+) -> None:
+    """Adds a rule for the named primitives.
+
+    Args:
+      names: of primitives.
+      rule: what they do to sets.
+      when: which of their equations the rule is valid for.
+      otherwise: why the others are refused and what to use instead, for the error that no rule covers them.
+    """
     for name in (names,) if isinstance(names, str) else names:
         _TABLE.setdefault(name, []).append((when, rule))
+        if otherwise:
+            refuse(name, otherwise)
+
+
+def refuse(names: str | Sequence[str], why: str) -> None:
+    """Says why the named primitives, or those of their equations that no rule covers, are refused."""
+    for name in (names,) if isinstance(names, str) else names:
+        _REASONS.setdefault(name, []).append(why)
 
 
 def lookup(equation: Equation) -> Rule:
     """The rule of an equation.
 
     Raises:
-      UnsupportedPrimitive: naming primitive and source line, if there is none.
+      UnsupportedPrimitive: naming primitive, reason and source line, if there is none.
     """
     candidates = _TABLE.get(equation.name, [])
     for condition, rule in candidates:
         if condition(equation):
             return rule
-    raise equation.unsupported("with these operands depending on the input" if candidates else "")
+    default = ["with these operands depending on the input"] if candidates else []
+    raise equation.unsupported("; ".join(_REASONS.get(equation.name, default)))
 
 
 def supported() -> tuple[str, ...]:

@@ -1,5 +1,6 @@
-"""Estimated Lipschitz constants: power iteration against NumPy, sums over branches, gradients."""
+"""Lipschitz constants: estimates (power iteration against NumPy, sums over branches, gradients) and certificates."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,10 @@ from jax import lax
 
 import cure_jax as cj
 from cure_jax import graph as graphs
-from cure_jax.bounds.lipschitz import initial_vectors, pairwise_lipschitz
+from cure_jax.bounds.lipschitz import enclosing_ball, initial_vectors, lipschitz, pairwise_lipschitz
+from cure_jax.bounds.spectral import block_norms
+from cure_jax.regions import Hull
+from tests.networks import NETWORKS, grid
 
 _KEY = jax.random.key(0)
 
@@ -193,3 +197,116 @@ def test_converged_constants_bound_the_margins() -> None:
 def test_a_classifier_that_is_constant_is_refused() -> None:
     with pytest.raises(ValueError, match="does not depend on its input"):
         pairwise_lipschitz(graphs.trace(lambda x: jnp.ones(3), jnp.zeros(2)), ())
+
+
+_REGIONS: dict[str, Callable[[jax.Array, jax.Array], cj.Region]] = {
+    "l2": lambda x, eps: cj.l2_ball(x, eps),
+    "l2, cut": lambda x, eps: cj.l2_ball(x, eps, (0.0, 1.0)),
+    "l1": lambda x, eps: cj.l1_ball(x, eps),
+    "l1.5, cut": lambda x, eps: cj.lp_ball(x, eps, 1.5, (0.0, 1.0)),
+    "l4": lambda x, eps: cj.lp_ball(x, eps, 4.0),
+    "linf, cut": lambda x, eps: cj.linf_ball(x, eps, (0.0, 1.0)),
+    "l2, radius by pixel": lambda x, eps: cj.l2_ball(x, jnp.stack([eps, 2 * eps])),
+    "l4, radius by pixel": lambda x, eps: cj.lp_ball(x, jnp.stack([eps, 2 * eps]), 4.0),
+    "hull": lambda x, eps: Hull((cj.l1_ball(x, 2 * eps), cj.linf_ball(x + 0.1, eps))),
+}
+
+
+@pytest.mark.parametrize("name", _REGIONS)
+def test_the_enclosing_ball_holds_the_region(name: str) -> None:
+    region = _REGIONS[name](jnp.array([0.4, 0.9]), jnp.float32(0.3))
+    center, radius = enclosing_ball(region)
+    angles = jnp.linspace(0, 2 * jnp.pi, 100, dtype=jnp.float32)
+    directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+    reach = jax.jit(jax.vmap(region.support))(directions) - directions @ center
+    assert np.all(np.asarray(reach) <= radius * (1 + 1e-5))
+
+
+def test_enclosing_balls_have_the_radius_of_the_norms() -> None:
+    x = jnp.full(16, 0.5)
+    radii = {p: float(enclosing_ball(cj.lp_ball(x, 0.1, p))[1]) for p in (1.0, 2.0, 4.0, math.inf)}
+    expected = {1: 0.1, 2: 0.1, 4: 0.1 * 16**0.25, math.inf: 0.1 * 4}
+    assert radii == pytest.approx(expected, rel=1e-5)
+    # A corner of the pixel box leaves half of every coordinate of a box.
+    assert float(enclosing_ball(cj.linf_ball(jnp.zeros(16), 0.1, (0.0, 1.0)))[1]) == pytest.approx(0.05 * 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_certificates_hold_on_a_grid(network: str) -> None:
+    f, parameters = NETWORKS[network]
+
+    @jax.jit
+    def check(weights, x: jax.Array, eps: jax.Array) -> tuple[jax.Array, jax.Array]:
+        region = cj.l2_ball(x, eps, (0.0, 1.0))
+        bounds = lipschitz(lambda x: f(weights, x))(region)
+        points = grid(region.bounding_box())
+        values = jax.vmap(lambda x: f(weights, x))(points)
+        inside = jax.vmap(region.contains)(points)[:, None]
+        broken = inside & ((values < bounds.lower[None] - 1e-5) | (values > bounds.upper[None] + 1e-5))
+        return jnp.sum(broken), jnp.sum(bounds.upper <= bounds.lower)
+
+    for seed in range(4):
+        x = jax.random.uniform(jax.random.key(seed), 2)
+        for eps in (0.05, 0.5):
+            assert check(parameters(seed), x, jnp.float32(eps)) == (0, 0)
+
+
+def test_certificates_of_a_linear_network_are_exact() -> None:
+    weights = _weights(3, 5)
+    bounds = lipschitz(lambda x: weights @ x + 1.0)(cj.l2_ball(jnp.ones(5), 0.2))
+    center, moved = np.asarray(weights.sum(axis=1)) + 1, 0.2 * np.linalg.norm(np.asarray(weights), axis=1)
+    np.testing.assert_allclose(bounds.lower, center - moved, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(bounds.upper, center + moved, rtol=1e-5, atol=1e-5)
+
+
+def test_certificates_attain_the_norm_of_the_blocks() -> None:
+    """Inputs along the singular vectors, with all ReLUs open: nothing but the norm itself is sound."""
+    left, _, right = np.linalg.svd(np.asarray(_weights(6, 6), np.float64))
+    # Close singular values: power iteration would still be below the first after many steps.
+    first = jnp.asarray((left @ np.diag([1.0, 0.999, 0.998, 0.9, 0.5, 0.1]) @ right).astype(np.float32))
+    last = jnp.asarray(left[:, :1].T.astype(np.float32))
+    f = lambda x: last @ jax.nn.relu(first @ x + 10.0)  # noqa: E731
+    region = cj.l2_ball(jnp.zeros(6), 1.0)
+    bounds = jax.jit(lipschitz(f))(region)
+    reached = f(jnp.asarray(right[0].astype(np.float32)))
+    assert bounds.upper >= reached
+    np.testing.assert_allclose(bounds.upper, reached, rtol=1e-3)
+
+
+def test_margins_are_bounded_by_the_distances_of_rows_with_the_norms_of_the_network() -> None:
+    first, second, last, x = _weights(6, 4), _weights(5, 6), _weights(3, 5), jnp.full(4, 0.5)
+
+    def f(x: jax.Array) -> jax.Array:
+        return last @ jax.nn.relu(second @ jax.nn.relu(first @ x))
+
+    norms = block_norms(f, x)
+    bounds = jax.jit(lambda label: lipschitz(cj.margins(f, label), norms=norms)(cj.l2_ball(x, 0.1)))(1)
+    width = 2 * 0.1 * _norm(first) * _norm(second) * _distances(last)[1, [0, 2]]
+    np.testing.assert_allclose(bounds.upper - bounds.lower, width, rtol=2e-3)
+    assert np.all(bounds.upper - bounds.lower >= width * (1 - 1e-5))
+
+
+def test_certificates_under_jit_vmap_and_grad() -> None:
+    first, last = _weights(6, 4), _weights(3, 6)
+    norms = block_norms(lambda x: last @ jnp.abs(first @ x), jnp.zeros(4))
+
+    def lower(x: jax.Array, eps: jax.Array) -> jax.Array:
+        return lipschitz(lambda x: last @ jnp.abs(first @ x), norms=norms)(cj.l2_ball(x, eps)).lower
+
+    points, eps = _weights(5, 4), jnp.float32(0.1)
+    together = jax.jit(jax.vmap(lower, in_axes=(0, None)))(points, eps)
+    np.testing.assert_allclose(together, np.stack([lower(x, eps) for x in points]), rtol=1e-5, atol=1e-5)
+    slope = jax.grad(lambda eps: jnp.sum(lower(points[0], eps)))(eps)
+    np.testing.assert_allclose(slope, -norms.values[0] * np.sum(np.linalg.norm(last, axis=1)), rtol=1e-4)
+
+
+def test_a_function_without_a_lipschitz_constant_has_infinite_bounds() -> None:
+    bounds = lipschitz(lambda x: x[:1] * x[1:])(cj.l2_ball(jnp.ones(2), 0.1))
+    assert bounds.lower == -jnp.inf
+    assert bounds.upper == jnp.inf
+
+
+def test_the_certificate_of_a_constant_is_the_constant() -> None:
+    bounds = lipschitz(lambda x: jnp.ones(3))(cj.l2_ball(jnp.ones(2), 0.1))
+    np.testing.assert_array_equal(bounds.lower, np.ones(3))
+    np.testing.assert_array_equal(bounds.upper, np.ones(3))

@@ -15,11 +15,14 @@ from cure_jax.certification import METHODS
 from tests import networks
 
 NORMS = (math.inf, 2.0, 1.0, 3.0)
+# `best` is the tightest of the others; the optimised ones take long to compile.
+CHEAP = ("ibp", "crown_ibp", "crown", "lipschitz", "box_ball")
+CASES = [(method, p) for method in CHEAP for p in NORMS]
+CASES += [("alpha_crown", math.inf), ("alpha_crown", 2.0), ("sdp_crown", 2.0), ("sdp_crown", 1.0)]
 
 
 @pytest.mark.parametrize("network", list(networks.NETWORKS))
-@pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize(("method", "p"), CASES)
 def test_bounds_hold_on_a_grid(method, p, network):
     apply, make_params = networks.NETWORKS[network]
 
@@ -44,7 +47,7 @@ def test_bounds_hold_on_a_grid(method, p, network):
 
 
 @pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["ibp", "crown_ibp", "crown", "alpha_crown"])
 def test_linear_maps_are_exact(method, p):
     generator = np.random.default_rng(0)
     weights = jnp.asarray(generator.normal(size=(5, 4)).astype(np.float32))
@@ -57,7 +60,7 @@ def test_linear_maps_are_exact(method, p):
 
 
 @pytest.mark.parametrize("network", list(networks.NETWORKS))
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", [*CHEAP, "sdp_crown"])
 def test_a_point_gives_the_value(method, network):
     apply, make_params = networks.NETWORKS[network]
     f, x = functools.partial(apply, make_params(3)), jnp.array([0.3, 0.6])
@@ -147,7 +150,7 @@ def test_ibp_elides_the_last_layer():
     assert jnp.max(merged - separate) > 0.05
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", ["ibp", "crown_ibp", "crown"])
 def test_jit_vmap_and_chunks_agree_with_the_plain_call(method, monkeypatch):
     f = networks.random_mlp(2)
     xs = jnp.asarray(np.random.default_rng(2).uniform(size=(3, 2)).astype(np.float32))
@@ -161,7 +164,7 @@ def test_jit_vmap_and_chunks_agree_with_the_plain_call(method, monkeypatch):
     chex.assert_trees_all_close(jax.jit(jax.vmap(lower))(xs)[:1], plain, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", CHEAP)
 def test_gradients_of_bounds_are_right(method):
     x = jnp.array([0.37, 0.61])
 

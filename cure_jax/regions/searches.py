@@ -1,6 +1,6 @@
 """Scalar searches behind a ball cut by a box: the multiplier of its support, and that of its projection.
 
-All work on magnitudes in units of the radius, each with a `cap`, the room that the box leaves it; `regions.LpBall` says
+All work on magnitudes in units of the radius, each with a `cap`, the room that the box leaves it; `ball.LpBall` says
 what they are for. Searches have a fixed number of steps and are not differentiated.
 """
 
@@ -60,8 +60,12 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
     constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
     volume, threshold = power(limit, p), power(limit, p - 1)
 
+    def filled_to(mu: Array) -> Array:
+        # Of a bare product XLA makes constant^q mu^q when it folds constants: 0 times infinity where constant is 0.
+        return jnp.where(constant > 0, constant * mu, 0)
+
     def newton(_: Array, mu: Array) -> Array:
-        level = constant * mu
+        level = filled_to(mu)
         full = level >= threshold
         filled = jnp.sum(jnp.where(full, volume, 0))
         rising = jnp.sum(jnp.where(full, 0, power(level, q)))
@@ -69,7 +73,7 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
         return jnp.minimum(mu * jnp.power(growth, 1 / q), huge)
 
     mu = lax.fori_loop(0, _WATER_FILLING_STEPS, newton, 1 / jnp.maximum(numerics.norm(constant, q), 1))
-    t = jnp.minimum(power(constant * mu, q - 1), cap)
+    t = jnp.minimum(power(filled_to(mu), q - 1), cap)
     return largest * ((1 - jnp.sum(power(t, p))) / (mu * p) + jnp.sum(size * t))
 
 

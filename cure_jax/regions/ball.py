@@ -1,15 +1,8 @@
-"""Sets of inputs, known by their support function.
-
-A region R is a set of inputs of ONE example; bounds see it only through h(a) = max over x in R of <a, x>. `LpBall` is
-the ball of a norm around an input, with a radius for each pixel, cut by a box such as the range of pixels. All methods
-take one example and work under `jax.jit`, `jax.vmap` and `jax.grad`; `jax.vmap` over regions gives batches. Inputs and
-radii are in the units of the network's input, pixels in [0, 1].
-"""
+"""The ball of a norm around an input, with a radius for each pixel, cut by a box such as the range of pixels."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.core
@@ -19,82 +12,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-from cure_jax import numerics, searches
+from cure_jax import numerics
+from cure_jax.regions import searches
+from cure_jax.regions.region import Interval
 
-
-@runtime_checkable
-class Region(Protocol):
-    """What bounds and attacks ask of a set of inputs [*x]; `LpBall` documents each method."""
-
-    def support(self, coefficients: Float[Array, "*x"]) -> Float[Array, ""]:
-        """Return max over the region of <coefficients, x>."""
-        ...
-
-    def bounding_box(self) -> "Interval":
-        """Return the smallest box that holds the region."""
-        ...
-
-    def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
-        """Return whether x is in the region, give or take `tolerance`; False for NaN."""
-        ...
-
-    def project(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """Return the point of the region nearest to x."""
-        ...
-
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "*x"]:
-        """Return a random point of the region."""
-        ...
-
-    def steepest(self, x: Float[Array, "*x"], gradient: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """Return a step of relative size 1 that climbs along `gradient`."""
-        ...
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """The box {x : lower <= x <= upper}, coordinate by coordinate.
-
-    Attributes:
-        lower: lower limits.
-        upper: upper limits, of the same shape.
-    """
-
-    lower: Float[Array, "*x"]
-    upper: Float[Array, "*x"]
-
-    @property
-    def center(self) -> Float[Array, "*x"]:
-        """The middle of the box."""
-        return (self.lower + self.upper) / 2
-
-    @property
-    def radius(self) -> Float[Array, "*x"]:
-        """Half of the width of the box."""
-        return (self.upper - self.lower) / 2
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the limits."""
-        return self.lower.shape
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The dtype of the limits."""
-        return self.lower.dtype
-
-    def intersect(self, other: "Interval") -> "Interval":
-        """Return the box of the points in both; lower > upper somewhere when there are none."""
-        return Interval(jnp.maximum(self.lower, other.lower), jnp.minimum(self.upper, other.upper))
-
-    def union(self, other: "Interval") -> "Interval":
-        """Return the smallest box that holds both."""
-        return Interval(jnp.minimum(self.lower, other.lower), jnp.maximum(self.upper, other.upper))
-
-    def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
-        """Return whether every coordinate of x is in the box, give or take `tolerance`; False for NaN."""
-        return jnp.all((x >= self.lower - tolerance) & (x <= self.upper + tolerance))
+__all__ = ["LpBall", "l1_ball", "l2_ball", "linf_ball", "lp_ball"]
 
 
 @jax.tree_util.register_dataclass
@@ -170,7 +92,8 @@ class LpBall:
         below, above = self._room()
         size, cap = searches.magnitude(scaled), jnp.where(scaled > 0, above, below)
         cut = searches.knapsack(size, cap) if self.p == 1 else searches.water_filling(size, cap, self.p)
-        return linear + jnp.minimum(cut, jnp.sum(size * cap))
+        # The box alone is less by rounding only, or where the search stopped early: the maximiser is the cut ball's.
+        return linear + cut + lax.stop_gradient(jnp.minimum(jnp.sum(size * cap) - cut, 0))
 
     def bounding_box(self) -> Interval:
         """Return the smallest box that holds the region: center -/+ radius cut by the box."""
@@ -300,12 +223,14 @@ def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] 
 
     Raises:
         TypeError: x is not floating point, or `within` is not a pair.
-        ValueError: p < 1; eps negative, not finite or of a shape that does not fit; lower > upper in `within`, or x
-            outside.
+        ValueError: p < 1; x without pixels; eps negative, not finite or of a shape that does not fit; lower > upper in
+            `within`, or x outside.
     """
     center = jnp.asarray(x)
     if not jnp.issubdtype(center.dtype, jnp.floating):
         raise TypeError(f"x has dtype {center.dtype}; a region needs a floating-point input: convert it, e.g. x / 255.")
+    if center.size == 0:
+        raise ValueError(f"x has shape {center.shape}, no pixels; a region needs one at least: check how x is cut out.")
     if not p >= 1:
         raise ValueError(f"p is {p}; a norm needs 1 <= p <= inf: give 1, 2, math.inf or another number in between.")
     radius = _fit("eps", eps, center)

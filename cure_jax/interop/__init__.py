@@ -1,0 +1,6 @@
+"""What goes into other systems: certifiers as StableHLO programs."""
+
+from cure_jax.interop.export import PLATFORMS, export_certifier
+from cure_jax.interop.standalone import Certifier, load_certifier
+
+__all__ = ["PLATFORMS", "Certifier", "export_certifier", "load_certifier"]

@@ -1,0 +1,90 @@
+"""What a set of inputs must answer (`Region`), and the simplest one, a box (`Interval`)."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+__all__ = ["Interval", "Region"]
+
+
+@runtime_checkable
+class Region(Protocol):
+    """What bounds and attacks ask of a set of inputs [*x]; `LpBall` documents each method."""
+
+    def support(self, coefficients: Float[Array, "*x"]) -> Float[Array, ""]:
+        """Return max over the region of <coefficients, x>."""
+        ...
+
+    def bounding_box(self) -> "Interval":
+        """Return the smallest box that holds the region."""
+        ...
+
+    def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
+        """Return whether x is in the region, give or take `tolerance`; False for NaN."""
+        ...
+
+    def project(self, x: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """Return the point of the region nearest to x."""
+        ...
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*x"]:
+        """Return a random point of the region."""
+        ...
+
+    def steepest(self, x: Float[Array, "*x"], gradient: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """Return a step of relative size 1 that climbs along `gradient`."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The box {x : lower <= x <= upper}, coordinate by coordinate.
+
+    Attributes:
+        lower: lower limits.
+        upper: upper limits, of the same shape.
+    """
+
+    lower: Float[Array, "*x"]
+    upper: Float[Array, "*x"]
+
+    @property
+    def center(self) -> Float[Array, "*x"]:
+        """The middle of the box."""
+        return (self.lower + self.upper) / 2
+
+    @property
+    def radius(self) -> Float[Array, "*x"]:
+        """Half of the width of the box."""
+        return (self.upper - self.lower) / 2
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the limits."""
+        return self.lower.shape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the limits."""
+        return self.lower.dtype
+
+    def intersect(self, other: "Interval") -> "Interval":
+        """Return the box of the points in both; lower > upper somewhere when there are none."""
+        return Interval(jnp.maximum(self.lower, other.lower), jnp.minimum(self.upper, other.upper))
+
+    def union(self, other: "Interval") -> "Interval":
+        """Return the smallest box that holds both."""
+        return Interval(jnp.minimum(self.lower, other.lower), jnp.maximum(self.upper, other.upper))
+
+    def without_nan(self) -> "Interval":
+        """Return the same with infinite limits, which always hold, where a limit is not a number."""
+        lower = jnp.where(jnp.isnan(self.lower), -jnp.inf, self.lower)
+        return Interval(lower, jnp.where(jnp.isnan(self.upper), jnp.inf, self.upper))
+
+    def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
+        """Return whether every coordinate of x is in the box, give or take `tolerance`; False for NaN."""
+        return jnp.all((x >= self.lower - tolerance) & (x <= self.upper + tolerance))

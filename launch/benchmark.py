@@ -1,0 +1,102 @@
+"""Times parts of the library against references in the same run, and prints ratios.
+
+    python launch/benchmark.py bounds --eps 0.05 0.1 0.3
+    python launch/benchmark.py bounds --weights=WEIGHTS.npz --auto_lirpa=CHECKOUT --peer_python=ENV/bin/python
+    python launch/benchmark.py convolution
+    python launch/benchmark.py projection --json=projection.json
+
+The programs of a table take turns, so that whatever else the machine does meets all of them. Seconds are of that
+machine and moment; read the ratios. On a machine that others use too, put `taskset --cpu-list 0` before the command and
+read the cpu ratio: threads that wait for each other lose most there, and that is no property of a program.
+
+Results are checked beside: bounds that a sampled input breaks or that are looser than those of the other verifier,
+gradients or projections that differ, end with status 1.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from cure_jax.training.workdir import write_atomically
+from launch.benchmarks import bounds, convolution, projection
+from launch.benchmarks.timing import Report, table
+
+_NOTE = (
+    "Time of one call: shortest, median, least of all cores together (cpu), and first, which compiles. Ratios of the "
+    "shortest, of the cpu, and the median ratio within a round. {rounds} rounds, the programs alternating in each. "
+    "Load average {load}: if that is more than the cores, {cores}, others were using them too; see --help."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one benchmark; returns 1 if what it computes is wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        reports = options.run(options)
+    except (ValueError, OSError) as error:
+        if os.environ.get("CURE_JAX_TRACEBACK"):
+            raise
+        parser.exit(1, f"error: {' '.join(str(error).split()).rstrip('.')}.\n")
+    console = Console()
+    for report in reports:
+        console.print(table(report.title, report.rows))
+        for name, check in report.checks.items():
+            console.print(f"{'ok ' if check.holds else 'BAD'} {name}: {check.value:.3g}")
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    console.print(_NOTE.format(rounds=options.rounds, cores=_cores(), load=load), style="dim")
+    if options.json:
+        write_atomically(options.json, json.dumps(_result(options, reports, load), indent=2) + "\n")
+    return int(not all(check.holds for report in reports for check in report.checks.values()))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
+    for name, module in (("bounds", bounds), ("convolution", convolution), ("projection", projection)):
+        summary = str(module.__doc__).partition("\n")[0]
+        command = commands.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
+        command.add_argument("--rounds", type=positive, default=10, help="how often each program is timed")
+        command.add_argument("--seed", type=int, default=0, help="of random weights, images and labels")
+        command.add_argument("--json", type=Path, help="where the figures go too")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def positive(text: str) -> int:
+    """Reads a number that must be at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} given, at least 1 expected")
+    return value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _result(options: argparse.Namespace, reports: Sequence[Report], load: str) -> dict[str, Any]:
+    """What the tables say, and where and with what it was measured."""
+    settings = {name: value for name, value in vars(options).items() if not isinstance(value, Callable)}
+    versions = {name: importlib.metadata.version(name) for name in ("cure-jax", "jax", "jaxlib")}
+    return {
+        **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
+        "device": jax.devices()[0].device_kind,
+        "cores": _cores(),
+        "load": load,
+        "versions": versions,
+        "reports": [dataclasses.asdict(report) for report in reports],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `launch/benchmark.py` times: one benchmark a file."""

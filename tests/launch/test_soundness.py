@@ -1,0 +1,79 @@
+"""The hunt for broken certificates: finds none in the library, and every planted one."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cure_jax as cj
+from launch import soundness
+from tests import mutants
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return soundness._train(soundness.Network("mlp", {"features": (16,)}, {"epochs": 3}), 0)
+
+
+@pytest.fixture(autouse=True)
+def one_small_network(network, monkeypatch):
+    monkeypatch.setattr(soundness, "_train", lambda *_: network)
+
+
+def run(workdir, norm, pairs=soundness.BATCH_SIZE):
+    return soundness.hunt(workdir, pairs=pairs, seed=0, networks=["mlp"], norms=[norm])
+
+
+def test_what_is_sound_is_counted_and_not_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(soundness, "METHODS", {name: None for name in soundness.CHEAP})
+    assert run(tmp_path, "l2", pairs=4 * soundness.BATCH_SIZE) == 0
+    report = json.loads((tmp_path / "soundness.json").read_text())
+    total = report["total"]
+    assert (total["pairs"], total["broken"]) == (240, 0)
+    assert total["bounds"] == 3 * 240
+    assert total["attacked_points"] > 40 * 240
+    assert 0 < total["certified"]["ibp"] <= total["certified"]["crown"] < 240
+    assert report["by_network_and_norm"]["mlp l2"]["pairs"] == 240
+    assert not (tmp_path / "counterexample.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("plant", "norm"),
+    [
+        (mutants.linf_ball_with_the_2_norm, "linf"),
+        (mutants.margins_off_by_one, "linf"),
+    ],
+)
+def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_path, monkeypatch):
+    monkeypatch.setattr(soundness, "METHODS", {"crown_ibp": None})
+    for flag, value in (("_WORKDIR", str(tmp_path)), ("_PAIRS", 120), ("_SEED", 0)):
+        monkeypatch.setattr(soundness, flag, types.SimpleNamespace(value=value))
+    hunt = functools.partial(soundness.hunt, networks=["mlp"], norms=[norm])
+    monkeypatch.setattr(soundness, "hunt", hunt)
+    with mutants.planted(plant), pytest.raises(SystemExit) as ended:
+        soundness.main()
+    assert ended.value.code == 1
+    found = np.load(tmp_path / "counterexample.npz")
+    # With the library as it is, the point is in the region and has the margin that was claimed.
+    region = soundness.REGIONS[norm][0](jnp.float32(found["eps"]), jnp.asarray(found["image"]))
+    assert region.contains(jnp.asarray(found["point"]), 1e-5)
+    margin = jnp.min(cj.margins(network, int(found["label"]))(jnp.asarray(found["point"])))
+    np.testing.assert_allclose(margin, found["margin"], atol=1e-4)
+    assert found["bound.crown_ibp"] > margin + 1e-4
+
+
+def test_as_a_program(tmp_path):
+    command = [sys.executable, "launch/soundness.py", f"--workdir={tmp_path}", "--pairs=0"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("error: pairs is 0; expected at least 1.")
