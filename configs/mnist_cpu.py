@@ -1,9 +1,10 @@
 """MNIST on two CPU cores: a small convolutional network, l_inf 0.1 and l_2 0.75; l_1 1.0 is reported beside them.
 
-    python launch/train.py --config=configs/mnist_cpu.py:max --workdir=runs/mnist_cpu/max --config.data_dir=TFDS_DIR
-    python launch/certify.py --config=configs/mnist_cpu.py:max --workdir=runs/mnist_cpu/max --config.data_dir=TFDS_DIR --method=best
+    python launch/train.py --config=configs/mnist_cpu.py:max --workdir=runs/mnist_cpu/max
+    python launch/certify.py --config=configs/mnist_cpu.py:max --workdir=runs/mnist_cpu/max --method=best
 
-Not yet run at full length.
+TFDS_DATA_DIR or --config.data_dir says where the data is. 2 CPU cores: 6 to 10 minutes to train. First 100 test images:
+max 84 % certified in l_inf, 80 % in l_2 (docs/bounds.md).
 """
 
 from cure_jax.training.config import Config, default_config
