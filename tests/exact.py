@@ -40,7 +40,8 @@ def _apply(equation: graphs.Equation, operands: list[np.ndarray]) -> np.ndarray:
             return np.minimum(*operands, *constants)
         case "abs":
             return np.abs(operands[0])
-        case "clamp":
+        case "clamp" | "clip":
+            # `clamp` has its lower limit first, `jnp.clip` its operand.
             low, high = constants
             return np.minimum(np.maximum(operands[0], low), high)
         case "reduce_max":
