@@ -13,10 +13,11 @@ from cure_jax.certification import (
 )
 from cure_jax.custom import custom_bounds
 from cure_jax.graph import UnsupportedPrimitive
-from cure_jax.regions import Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
+from cure_jax.regions import Hull, Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
 
 __all__ = [
     "Certificate",
+    "Hull",
     "Interval",
     "LpBall",
     "Region",

@@ -65,11 +65,7 @@ class Network:
 NETWORKS: Mapping[str, Network] = {
     "mlp": Network("mlp", {"features": (64, 64)}, {"epochs": 20}),
     "conv": Network("conv_small", {"convs": ((8, 3, 2), (16, 3, 2)), "dense": (32,)}, {"epochs": 8}),
-    "natural": Network(
-        "mlp",
-        {"features": (32, 32, 32)},
-        {"epochs": 8, "losses": {"linf": {"kind": "natural"}}, "initialization": "default"},
-    ),
+    "natural": Network("mlp", {"features": (64, 64)}, {"epochs": 8, "losses": {"linf": {"kind": "natural"}}}),
 }
 
 
