@@ -91,7 +91,7 @@ def certify(
 def lower_margins(
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
-    label: Int[ArrayLike, ""] | int,
+    label: Int[ArrayLike, "..."] | int,
     region: Region,
     method: str,
 ) -> tuple[Float[Array, " others"], Bool[Array, ""]]:
