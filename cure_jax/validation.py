@@ -1,14 +1,14 @@
 """Checks arrays of images and labels before anything is trained on them or certified."""
 
 import numpy as np
-from jaxtyping import Float32, Int32
-from numpy.typing import ArrayLike
+from jaxtyping import Float, Int32
+from numpy.typing import ArrayLike, DTypeLike
 
 
 def validate(
-    images: ArrayLike, labels: ArrayLike, num_classes: int
-) -> tuple[Float32[np.ndarray, "n *example"], Int32[np.ndarray, "n"]]:
-    """Checks images and labels, and returns them as float32 in [0, 1] and int32.
+    images: ArrayLike, labels: ArrayLike, num_classes: int, dtype: DTypeLike = np.float32
+) -> tuple[Float[np.ndarray, "n *example"], Int32[np.ndarray, "n"]]:
+    """Checks images and labels, and returns them as floats in [0, 1] and int32.
 
     All radii of this library are in pixel units of [0, 1], so images on another scale would be certified for the
     wrong region: they are refused, except uint8, whose scale is known.
@@ -17,6 +17,7 @@ def validate(
       images: Floats in [0, 1], or uint8 (divided by 255); the first axis counts the examples.
       labels: Integers in 0..num_classes - 1, one for each image.
       num_classes: Number of classes.
+      dtype: Of the images that are returned.
 
     Returns:
       Images and labels, copied only where their type changes.
@@ -42,12 +43,12 @@ def validate(
             f"Got {len(images)} images and {len(labels)} labels; expected equal numbers, at least 1. "
             "Give one label for each image."
         )
-    return _validated_images(images), _validated_labels(labels, num_classes)
+    return _validated_images(images, dtype), _validated_labels(labels, num_classes)
 
 
-def _validated_images(images: np.ndarray) -> np.ndarray:
+def _validated_images(images: np.ndarray, dtype: DTypeLike) -> np.ndarray:
     if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255)
+        return (images.astype(np.float32) / np.float32(255)).astype(dtype, copy=False)
     if not np.issubdtype(images.dtype, np.floating):
         raise TypeError(
             f"Got images of type {images.dtype}; expected float in [0, 1] or uint8 in 0..255. "
@@ -61,7 +62,7 @@ def _validated_images(images: np.ndarray) -> np.ndarray:
             f"images[{', '.join(map(str, index))}] is {images[index]}; expected finite pixels in [0, 1]. "
             "Scale the images to [0, 1] and leave normalisation by mean and std to the network."
         )
-    return images.astype(np.float32, copy=False)
+    return images.astype(dtype, copy=False)
 
 
 def _validated_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:

@@ -22,14 +22,17 @@ from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import training
-from cure_jax.certification import DatasetCertificate, bound_method
+from cure_jax.certification import METHODS, DatasetCertificate, bound_method
 from cure_jax.report import plots
 from cure_jax.training.workdir import write_atomically
 from launch import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
-_METHOD = flags.DEFINE_string("method", "crown", "How to bound: ibp, crown_ibp, crown or best.")
+_METHOD = flags.DEFINE_string("method", "crown", f"How to bound: {', '.join(METHODS)}.")
+_ARITHMETIC = flags.DEFINE_enum(
+    "arithmetic", "float32", ["float32", "float64", "outward"], "How bounds are rounded; outward: proven, on CPU."
+)
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 1000, "The first so many images; all if there are fewer.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at once.")
@@ -40,7 +43,8 @@ _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"],
 def main() -> None:
     """Certifies, attacks, writes."""
     config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
-    bound_method(_METHOD.value)
+    arithmetic = _ARITHMETIC.value
+    bound_method(_METHOD.value, arithmetic if arithmetic == "outward" else "float32")
     if _NUM_EXAMPLES.value < 1:
         raise ValueError(f"num_examples is {_NUM_EXAMPLES.value}; expected at least 1. Leave it out for 1000.")
     split = common.load_split(config, _SPLIT.value)
@@ -55,6 +59,7 @@ def main() -> None:
         images,
         labels,
         method=_METHOD.value,
+        arithmetic=arithmetic,
         batch_size=min(_BATCH_SIZE.value, len(images)),
         show_progress=True,
     )
@@ -88,6 +93,7 @@ def main() -> None:
         "reported_radii": reported,
         "method": _METHOD.value,
         "step": int(fitted.state.step),
+        "arithmetic": arithmetic,
         **_environment(),
         "config": config.to_dict(),
     }
@@ -130,7 +136,6 @@ def _environment() -> dict[str, Any]:
     """How the numbers were computed: what a certificate itself cannot know."""
     device = jax.devices()[0]
     return {
-        "arithmetic": "float32",
         "precision": "highest",
         "backend": jax.default_backend(),
         "device": device.device_kind,

@@ -10,6 +10,7 @@ from cure_jax.bounds.box_ball import box_ball
 from cure_jax.bounds.crown import crown, intermediate_bounds
 from cure_jax.bounds.ibp import ibp
 from cure_jax.bounds.lipschitz import lipschitz
+from cure_jax.bounds.rounding import in_float64
 from cure_jax.bounds.sdp_crown import sdp_crown
 from cure_jax.bounds.spectral import BlockNorms, block_norms
 
@@ -20,6 +21,7 @@ __all__ = [
     "box_ball",
     "crown",
     "ibp",
+    "in_float64",
     "intermediate_bounds",
     "lipschitz",
     "sdp_crown",

@@ -77,10 +77,10 @@ def alpha_crown(
 
     Examples:
       >>> import jax, jax.numpy as jnp, cure_jax as cj
-      >>> f = lambda x: jax.nn.relu(x[0] + x[1]) + jax.nn.relu(x[0] - x[1]) - x[0]
+      >>> f = lambda x: jax.nn.relu(x[0] + x[1]) + jax.nn.relu(x[0] - x[1]) - x[0] + 1.0
       >>> region = cj.linf_ball(jnp.array([0.1, 0.0]), 0.5)
-      >>> [round(float(jax.jit(bound(f))(region).lower), 3) for bound in (cj.crown, cj.alpha_crown)]
-      [-0.4, 0.0]
+      >>> [round(float(jax.jit(bound(f))(region).lower), 1) for bound in (cj.crown, cj.alpha_crown)]
+      [0.6, 1.0]
     """
     check_intermediate(intermediate, "optimized")
     if steps < 1:

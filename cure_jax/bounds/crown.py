@@ -133,7 +133,7 @@ class Relaxed(NamedTuple):
     intervals: dict[int, Interval]
     relaxations: dict[int, rules.Relaxation]
     operands: tuple[Interval, ...]
-    intercepts: dict[int, outward.Intercepts] | None = None
+    intercepts: dict[int, outward.Intercepts | None] | None = None
 
 
 def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate, arithmetic: str = "float32") -> Relaxed:

@@ -214,7 +214,7 @@ _PLAIN = Steps(lambda region: region.bounding_box(), _input_ball, _affine_interv
 
 def steps_of(
     graph: graphs.Graph, region: Region, arithmetic: str
-) -> tuple[Steps, dict[int, outward.Intercepts] | None]:
+) -> tuple[Steps, dict[int, outward.Intercepts | None] | None]:
     """How `propagate` computes in an arithmetic.
 
     Args:

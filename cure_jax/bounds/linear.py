@@ -22,7 +22,7 @@ from cure_jax import rules
 from cure_jax.bounds import coefficients as forms
 from cure_jax.bounds import outward, outward_region
 from cure_jax.bounds.coefficients import Coefficients, Window
-from cure_jax.bounds.rounding import pinned
+from cure_jax.bounds.rounding import lowered, pinned
 from cure_jax.bounds.selection import map_selected
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
@@ -56,7 +56,7 @@ def backsubstitute(
     target: Node,
     coefficients: Coefficients,
     relaxations: Mapping[int, rules.Relaxation],
-    intercepts: Mapping[int, outward.Intercepts] | None = None,
+    intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> LinearBound:
     """A linear lower bound of `<coefficients, target>` in terms of the input and of unrelaxed nonlinear nodes.
 
@@ -85,14 +85,18 @@ def backsubstitute(
             continue
         here = pending.pop(index)
         pulled, constant = pull_affine(equation, here) if affine else _pull_relaxed(equation, relaxations[index], here)
-        if intercepts is None:
-            offset = offset + constant
-        else:
-            offset = outward.lowered(offset + outward.least_constant(here, intercepts[index]))
+        offset = offset + constant if intercepts is None else _plus(offset, here, intercepts[index])
         for node, part in zip(equation.bounded, pulled, strict=True):
             pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
             widest = max(widest, forms.size(part))
     return LinearBound(pending, offset, widest, intercepts is not None)
+
+
+def _plus(least: jax.Array, coefficients: Coefficients, constant: outward.Intercepts | None) -> jax.Array:
+    """A lower bound of the sum, as computed."""
+    if constant is None:
+        return least
+    return lowered(least + outward.inner(coefficients, constant), constant.underflow)
 
 
 def _merged(known: Coefficients | None, part: Coefficients, node: Node, rounded: bool) -> Coefficients:
@@ -164,11 +168,11 @@ def _concretize_outward(
     least = bound.offset
     for index, coefficients in bound.coefficients.items():
         if index == graph.input.index:
-            part = outward_region.minimum(outward_region.check_region(region), coefficients)
+            least = lowered(least + outward_region.minimum(outward_region.check_region(region), coefficients))
         else:
-            part = outward.least_constant(coefficients, outward.of_interval(intervals[index]))
-        least = outward.lowered(least + part)
-    return least
+            least = _plus(least, coefficients, outward.of_interval(intervals[index]))
+    # What is not a number is no bound.
+    return jnp.where(jnp.isnan(least), -jnp.inf, least)
 
 
 def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Array:
@@ -185,7 +189,7 @@ def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     selected: jax.Array | None = None,
-    intercepts: Mapping[int, outward.Intercepts] | None = None,
+    intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> Interval:
     """Bounds entries of a node by back-substitution.
 
@@ -232,7 +236,7 @@ def concretized_output(
     region: Region,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
-    intercepts: Mapping[int, outward.Intercepts] | None = None,
+    intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> Interval:
     """Bounds of the output; an output that does not depend on the input is its own bound."""
     if not isinstance(graph.output, Node):

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from cure_jax import rules
 from cure_jax.bounds.coefficients import Coefficients, Window
 from cure_jax.bounds.pieces import MOVES, SELECTIONS, TERMS, VERTICES, constants
-from cure_jax.bounds.rounding import allowance, gamma, pinned, steps_of_total, total, unit, widened
+from cure_jax.bounds.rounding import allowance, around, gamma, kept, steps_of_total, total, unit, widened
 from cure_jax.graph import Equation, Graph, UnsupportedPrimitive
 from cure_jax.regions import Interval
 
@@ -43,9 +43,8 @@ __all__ = [
     "constant_of",
     "error_of",
     "image",
+    "inner",
     "intercepts",
-    "least_constant",
-    "lowered",
     "nonlinear_interval",
     "of_interval",
     "relaxed_intercepts",
@@ -112,10 +111,8 @@ def _magnitude(x: Interval) -> jax.Array:
     return _claimed(jnp.maximum(jnp.abs(x.lower), jnp.abs(x.upper)))
 
 
-def constant_of(equation: Equation, rule: rules.Affine) -> jax.Array:
+def constant_of(equation: Equation) -> jax.Array:
     """The value of an affine equation at zero, which copies constants or changes their sign."""
-    if not rule.offset:
-        return equation.output.zeros()
     return equation.evaluate(*(node.zeros() for node in equation.bounded))
 
 
@@ -135,8 +132,7 @@ def image(equation: Equation, rule: rules.Affine, *radii: jax.Array) -> jax.Arra
     count, least = TERMS[equation.name](equation).forward, allowance(_dtype(equation))
     # Radii below the least normal number would count as 0; weights do, which the last term makes up for.
     moved = _spread(equation, rule, [_claimed(radius) + least for radius in radii])
-    underflow = 8 * count * least * (1 + _largest(*radii).astype(moved.dtype))
-    return pinned(moved * (1 + 2 * error_of(equation))) + pinned(underflow)
+    return kept(moved * (1 + 2 * error_of(equation))) + kept(8 * count * least * (1 + _largest(*radii)))
 
 
 def affine_interval(equation: Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
@@ -151,20 +147,23 @@ def affine_interval(equation: Equation, rule: rules.Affine, operands: Sequence[I
     error, more = error_of(equation), 1 + 8 * unit(_dtype(equation))
     centers = [x.center for x in operands]
     radii = [
-        pinned(more * jnp.maximum(x.upper - center, center - x.lower)) + pinned(error * jnp.abs(center))
+        kept(more * jnp.maximum(x.upper - center, center - x.lower)) + kept(error * jnp.abs(center))
         for x, center in zip(operands, centers, strict=True)
     ]
-    values, radius = equation.evaluate(*centers), image(equation, rule, *radii)
-    return widened(values, values, radius + pinned(error * jnp.abs(constant_of(equation, rule))))
+    radius = image(equation, rule, *radii)
+    if rule.offset:
+        radius = radius + kept(error * jnp.abs(constant_of(equation)))
+    return around(equation.evaluate(*centers), radius)
 
 
 def nonlinear_interval(equation: Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:
     """All values of a nonlinear equation on a box: they select ends or constants, and these may be off."""
     found, few = rule.interval(equation, *operands), _FEW * unit(_dtype(equation))
     if equation.name == "leaky_relu":
-        return widened(found.lower, found.upper, few * _magnitude(found))
+        return widened(found.lower, found.upper, kept(few * _magnitude(found)))
     if equation.name in VERTICES:
         for constant in constants(equation):
+            # Not `kept`: 0 stays 0.
             room = 2 * few * _finite(constant, found.shape)
             found = Interval(found.lower - room, found.upper + room)
     return found
@@ -175,8 +174,8 @@ def _finite(constant: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(jnp.where(jnp.isfinite(constant), jnp.abs(constant), 0), shape)
 
 
-def intercepts(lower: jax.Array, upper: jax.Array, by: jax.Array, underflow: jax.Array) -> Intercepts:
-    """[lower - by, upper + by], and the rounding of its inner product with any coefficients (`least_constant`).
+def intercepts(lower: jax.Array, upper: jax.Array, by: jax.Array | float, underflow: jax.Array | float) -> Intercepts:
+    """[lower - by, upper + by], and the rounding of its inner product with any coefficients (`inner`).
 
     Args:
       lower: `[*output]`.
@@ -185,31 +184,23 @@ def intercepts(lower: jax.Array, upper: jax.Array, by: jax.Array, underflow: jax
       underflow: what underflows, in units of `allowance`.
     """
     dtype, largest = lower.dtype, jnp.maximum(jnp.abs(lower), jnp.abs(upper))
-    error = gamma(1 + steps_of_total(lower.size), dtype)
-    ends = widened(lower, upper, by + error * (largest + by))
-    underflow = 8 * allowance(dtype) * (underflow + jnp.sum(largest) + lower.size)
-    return Intercepts(ends.lower, ends.upper, underflow)
+    ends = widened(lower, upper, by + kept(gamma(1 + steps_of_total(lower.size), dtype) * (largest + by)))
+    return Intercepts(ends.lower, ends.upper, 8 * allowance(dtype) * (underflow + jnp.sum(largest + by) + lower.size))
 
 
 def of_interval(x: Interval) -> Intercepts:
     """Of a node that is known by its interval."""
-    return intercepts(x.lower, x.upper, jnp.zeros_like(x.lower), jnp.zeros((), x.dtype))
+    return intercepts(x.lower, x.upper, 0.0, 0.0)
 
 
-def least_constant(coefficients: Coefficients, constant: Intercepts) -> jax.Array:
-    """The least inner product of coefficients with a constant that is anywhere between its ends, or less."""
+def inner(coefficients: Coefficients, constant: Intercepts) -> jax.Array:
+    """The least inner product with a constant between its ends, but for underflow."""
     if isinstance(coefficients, Window):
         value, lower, upper = coefficients.value, *map(coefficients.cut, constant[:2])
     else:
         value, lower, upper = coefficients, constant.lower, constant.upper
     positive = jnp.maximum(value, 0)
-    least = total(positive * lower + (value - positive) * upper)
-    return widened(least, least, constant.underflow).lower
-
-
-def lowered(x: jax.Array) -> jax.Array:
-    """A computed sum of two numbers, rounded down."""
-    return widened(x, x, jnp.zeros_like(x)).lower
+    return total(positive * lower + (value - positive) * upper)
 
 
 def _rounded(count: int, uses: int, dtype: Any) -> float:
@@ -220,7 +211,9 @@ def _rounded(count: int, uses: int, dtype: Any) -> float:
     return gamma(count + uses - 1, dtype) if count + uses > 1 else 0.0
 
 
-def affine_intercepts(equation: Equation, rule: rules.Affine, operands: Sequence[Interval], uses: int) -> Intercepts:
+def affine_intercepts(
+    equation: Equation, rule: rules.Affine, operands: Sequence[Interval], uses: int
+) -> Intercepts | None:
     """Of an affine equation on a box.
 
     Args:
@@ -228,14 +221,21 @@ def affine_intercepts(equation: Equation, rule: rules.Affine, operands: Sequence
       rule: its rule.
       operands: a box that holds all values that the bounded operands have on the region.
       uses: how many times any of them is used in the graph, at most.
+
+    Returns:
+      The intercepts, or None for an equation that copies coefficients and has no constant.
     """
     terms, dtype = TERMS[equation.name](equation), _dtype(equation)
-    sizes, constant = [_magnitude(x) for x in operands], constant_of(equation, rule)
-    moved = image(equation, rule, *sizes)
+    error, has_constant = _rounded(terms.backward, uses, dtype), rule.offset and len(constants(equation)) > 0
+    if error == 0 and not has_constant:
+        return None
+    sizes = [_magnitude(x) for x in operands]
+    moved, largest = image(equation, rule, *sizes), _largest(*sizes)
     # Weights below the least normal number count as 0.
-    flushed = 8 * terms.forward * allowance(dtype) * (1 + _largest(*sizes).astype(moved.dtype))
-    underflow = (terms.backward + uses) * sum(jnp.sum(size) for size in sizes) + jnp.sum(moved)
-    return intercepts(constant, constant, _rounded(terms.backward, uses, dtype) * moved + flushed, underflow)
+    by = kept(error * moved) + kept(8 * terms.forward * allowance(dtype) * (1 + largest))
+    underflow = (terms.backward + uses) * sum(size.size for size in sizes) * largest + jnp.sum(moved)
+    constant = constant_of(equation) if has_constant else equation.output.zeros()
+    return intercepts(constant, constant, by, underflow)
 
 
 def relaxed_intercepts(
@@ -244,12 +244,14 @@ def relaxed_intercepts(
     """Of the lines of a nonlinear equation, moved apart by what rounding did to them and will do to coefficients."""
     dtype, (lower, upper) = _dtype(equation), relaxation
     sizes = [_magnitude(x) for x in operands]
+    largest = _largest(*sizes)
+    underflow = uses * sum(size.size for size in sizes) * largest
     if equation.name in SELECTIONS:
         count = SELECTIONS[equation.name](equation).backward
         # Of a maximum or a minimum over entries of either sign.
         selected = jnp.maximum(equation.evaluate(sizes[0]), -equation.evaluate(-sizes[0]))
-        by = _rounded(count, uses, dtype) * selected + allowance(dtype) * (1 + _largest(*sizes))
-        return intercepts(lower.intercept, upper.intercept, by, (count + uses) * jnp.sum(sizes[0]))
+        by = kept(_rounded(count, uses, dtype) * selected) + kept(allowance(dtype) * (1 + largest))
+        return intercepts(lower.intercept, upper.intercept, by, (count + 1) * underflow)
     points = VERTICES[equation.name](equation, operands)
     values = [equation.evaluate(*point) for point in points]
     height = functools.reduce(jnp.maximum, map(jnp.abs, values))
@@ -265,8 +267,8 @@ def relaxed_intercepts(
         ]
         violated = jnp.maximum(functools.reduce(jnp.maximum, above), 0)
         few = _FEW * (2 * height + jnp.abs(line.intercept)) + (_FEW + uses) * pulled
-        return violated + unit(dtype) * few + allowance(dtype) * (1 + sum(sizes))
+        return violated + kept(unit(dtype) * few) + kept(allowance(dtype) * (1 + largest))
 
-    below = widened(lower.intercept, lower.intercept, room(lower, 1)).lower
-    above = widened(upper.intercept, upper.intercept, room(upper, -1)).upper
-    return intercepts(below, above, jnp.zeros_like(below), (1 + uses) * jnp.sum(jnp.stack(sizes)))
+    below = around(lower.intercept, room(lower, 1)).lower
+    above = around(upper.intercept, room(upper, -1)).upper
+    return intercepts(below, above, 0.0, 2 * underflow)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from cure_jax import rules
 from cure_jax.bounds.coefficients import Coefficients, Window
-from cure_jax.bounds.outward import LARGEST, constant_of, error_of, image, least_constant, lowered, of_interval
+from cure_jax.bounds.outward import LARGEST, constant_of, error_of, image, inner, of_interval
 from cure_jax.bounds.pieces import TERMS
-from cure_jax.bounds.rounding import allowance, gamma, steps_of_total, total, unit, widened
+from cure_jax.bounds.rounding import allowance, around, gamma, kept, lowered, steps_of_total, total, unit
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval, LpBall, Region, searches
 
@@ -40,7 +40,7 @@ def check_region(region: Region) -> LpBall:
 
 def box_of(region: LpBall) -> Interval:
     """A box that holds the region."""
-    ball = widened(region.center, region.center, region.radius)
+    ball = around(region.center, region.radius)
     if region.lower is None or region.upper is None:
         return ball
     # Limits below the least normal number would count as 0.
@@ -53,11 +53,14 @@ def minimum(region: LpBall, coefficients: Coefficients) -> jax.Array:
     box, value = box_of(region), coefficients.value if isinstance(coefficients, Window) else coefficients
     if isinstance(coefficients, Window):
         box, region = jax.tree.map(coefficients.cut, (box, region))
-    least = least_constant(value, of_interval(box))
+    ends = of_interval(box)
+    least = lowered(inner(value, ends), ends.underflow)
     if region.p == float("inf"):
         return least
-    centered = least_constant(value, of_interval(Interval(region.center, region.center)))
-    return jnp.maximum(least, lowered(centered - _reach(region, value)))
+    center = of_interval(Interval(region.center, region.center))
+    centered = lowered(inner(value, center) - _reach(region, value), center.underflow)
+    # What is not a number is no bound.
+    return jnp.fmax(least, centered)
 
 
 def _reach(region: LpBall, value: jax.Array) -> jax.Array:
@@ -121,14 +124,15 @@ class Ball(NamedTuple):
         if not rule.diagonal and equation.name not in ("dot_general", "conv_general_dilated"):
             return None
         error = error_of(equation)
-        moved = image(equation, rule, self.error + error * jnp.abs(self.center))
-        moved = moved + (error * jnp.abs(constant_of(equation, rule)) + allowance(moved.dtype))
+        moved = image(equation, rule, self.error + kept(error * jnp.abs(self.center)))
+        if rule.offset:
+            moved = moved + kept(error * jnp.abs(constant_of(equation)))
         radius = image(equation, rule, self.radius) if rule.diagonal else _row_norms(equation, rule, self)
         return Ball(equation.evaluate(self.center), radius, moved, self.p)
 
     def box(self) -> Interval:
         """A box that holds it."""
-        return widened(self.center, self.center, self.radius + self.error)
+        return around(self.center, self.radius + self.error)
 
 
 def _row_norms(equation: Equation, rule: rules.Affine, ball: Ball) -> jax.Array:

@@ -8,12 +8,13 @@ or not products and sums are fused. On top of that, XLA's CPU backend
 * divides by scalars through their reciprocal and folds products of constants, which adds a few roundings and may
   underflow in between (`allowance`, some 10^7 times the least normal number, has room for that);
 * fuses x * y + z into one rounding in one loop and not in another, so that a value that is computed twice may have two
-  values: decisions must not depend on that, and do not where products are `pinned` before they are added.
+  values: decisions must not depend on that, and do not where products are `pinned` or `kept` before they are added.
 
 Source: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., SIAM 2002, Lemma 3.1 and Eq. 3.5.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -28,9 +29,12 @@ __all__ = [
     "ARITHMETICS",
     "SPARE",
     "allowance",
+    "around",
     "check_arithmetic",
     "gamma",
     "in_float64",
+    "kept",
+    "lowered",
     "pinned",
     "steps_of_total",
     "total",
@@ -49,8 +53,6 @@ SPARE = 16
 
 # Where longer sums would have errors that are no longer small, relative to the sum of magnitudes.
 _LARGEST_ERROR = 0.05
-# Terms that `total` leaves to one sum in any order.
-_BLOCK = 16
 
 
 def check_arithmetic(arithmetic: str, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST) -> None:
@@ -62,7 +64,7 @@ def check_arithmetic(arithmetic: str, precision: jax.lax.PrecisionLike = jax.lax
     if arithmetic not in ARITHMETICS:
         raise ValueError(
             f"arithmetic must be one of {', '.join(ARITHMETICS)}; got {arithmetic!r}. For float64 wrap the call in "
-            "cure_jax.bounds.rounding.in_float64."
+            "cure_jax.bounds.in_float64, or certify_dataset with arithmetic='float64'."
         )
     if arithmetic != "outward":
         return
@@ -98,13 +100,13 @@ def gamma(count: int, dtype: Any) -> float:
     if error > _LARGEST_ERROR:
         raise ValueError(
             f"arithmetic='outward' got a sum of {count} terms in {jnp.dtype(dtype).name}, whose rounding may be "
-            f"{error:.0%} of it. Use float64 (cure_jax.bounds.rounding.in_float64)."
+            f"{error:.0%} of it. Use float64 (cure_jax.bounds.in_float64)."
         )
     return error / (1 - error)
 
 
 def pinned(x: jax.Array) -> jax.Array:
-    """The same number, which cannot be fused with the sum that it goes into.
+    """The same number, which cannot be fused with what is done to it next.
 
     Its bits pass through the integers, with an exclusive or that is 0 for numbers, as no compiler can know.
     """
@@ -114,36 +116,53 @@ def pinned(x: jax.Array) -> jax.Array:
 
 
 def widened(lower: jax.Array, upper: jax.Array, by: jax.Array) -> Interval:
-    """[lower - by, upper + by], rounded outward; infinite where it is not a number.
+    """[lower - by, upper + by], rounded outward.
 
     Soundness:
-      With e an end, the sum t below is at least by + 2 u (|e| + by) in real arithmetic, whatever is rounded or fused,
-      and the rounding of e -/+ t at most u (|e| + t).
+      With e an end, the sum t of `by` and the maximum is at least by + 2 u (|e| + by) in real arithmetic, whatever is
+      rounded or fused, and by + `allowance` / 2; e -/+ t is rounded by at most u (|e| + t).
     """
-    u, least = unit(lower.dtype), allowance(lower.dtype)
+    below, above = pinned(lower), pinned(upper)
+    return Interval(below - _room(below, by), above + _room(above, by))
 
-    def room(end: jax.Array) -> jax.Array:
-        return by + (pinned(4 * u * (jnp.abs(end) + 2 * by)) + least)
 
-    below, above = pinned(lower) - room(lower), pinned(upper) + room(upper)
-    return Interval(jnp.where(jnp.isnan(below), -jnp.inf, below), jnp.where(jnp.isnan(above), jnp.inf, above))
+def around(value: jax.Array, by: jax.Array) -> Interval:
+    """[value - by, value + by], rounded outward."""
+    value = pinned(value)
+    room = _room(value, by)
+    return Interval(value - room, value + room)
+
+
+def lowered(value: jax.Array, by: jax.Array | float = 0.0) -> jax.Array:
+    """A computed sum of two numbers, less `by`, rounded down."""
+    return value - _room(value, by)
+
+
+def _room(end: jax.Array, by: jax.Array | float) -> jax.Array:
+    return by + kept(4 * unit(end.dtype) * (jnp.abs(end) + 2 * by))
+
+
+def kept(product: jax.Array) -> jax.Array:
+    """A product for a sum of errors: neither fused with the sum nor lost to underflow."""
+    return jnp.maximum(product, allowance(product.dtype))
 
 
 def total(terms: jax.Array) -> jax.Array:
-    """The sum of all entries, by halves: each goes through `steps_of_total` additions only."""
+    """The sum of all entries, each of which goes through `steps_of_total` additions only: a sum of sums."""
     terms = terms.ravel()
-    while terms.size > _BLOCK:
-        half = -(-terms.size // 2)
-        terms = terms[:half] + jnp.pad(terms[half:], (0, 2 * half - terms.size))
-    return jnp.sum(terms)
+    rows = math.isqrt(terms.size)
+    if rows < 2:
+        return jnp.sum(terms)
+    columns = -(-terms.size // rows)
+    terms = jnp.pad(terms, (0, rows * columns - terms.size)).reshape(rows, columns)
+    # Pinned, or XLA makes one sum of the two.
+    return jnp.sum(pinned(jnp.sum(terms, axis=1)))
 
 
 def steps_of_total(size: int) -> int:
     """Through how many additions a term of `total` goes at most."""
-    steps = 0
-    while size > _BLOCK:
-        size, steps = -(-size // 2), steps + 1
-    return steps + size
+    rows = math.isqrt(size)
+    return size if rows < 2 else rows + -(-size // rows)
 
 
 def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -172,11 +191,9 @@ def in_float64(function: Callable[..., Result]) -> Callable[..., Result]:
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
-      >>> omega = jnp.float32(2.0**24)
-      >>> f = lambda x: (x + omega) + 1.0 - omega
-      >>> bounds = lambda x: cj.crown(f)(cj.linf_ball(x, 0.0))
-      >>> float(bounds(jnp.zeros(1)).lower[0]), float(in_float64(bounds)(jnp.zeros(1)).lower[0])
-      (0.0, 1.0)
+      >>> lower = lambda x: cj.crown(lambda x: x / 3.0)(cj.linf_ball(x, 0.0)).lower[0]
+      >>> f"{lower(jnp.ones(1)):.12f}", f"{in_float64(lower)(jnp.ones(1)):.12f}"
+      ('0.333333343267', '0.333333333333')
     """
 
     @functools.wraps(function)

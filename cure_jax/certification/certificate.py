@@ -50,6 +50,8 @@ def certify(
     label: Int[ArrayLike, ""] | int,
     region: Region,
     method: str = "crown",
+    *,
+    arithmetic: str = "float32",
 ) -> Certificate:
     """Tries to prove that a classifier predicts `label` on a whole region around one example.
 
@@ -60,19 +62,23 @@ def certify(
       region: from `linf_ball`, `l2_ball`, ...
       method: "ibp", "crown_ibp", "crown", "alpha_crown" (from cheap to tight); for balls of small p also "lipschitz",
         "box_ball", "sdp_crown"; or "best": for each margin the tightest of those that suit the region.
+      arithmetic: "float32", or "outward": bounds that account for the rounding of their own computation, for "ibp",
+        "crown_ibp", "crown" and the "best" of these, on CPU. (`certify_dataset` has "float64" as well; around `certify`
+        put `cure_jax.bounds.in_float64`.)
 
     Returns:
       The certificate. It is not verified if the label is out of range, anything is not finite, the prediction at `x`
       is wrong, or `x` lies outside of the region.
 
     Raises:
-      ValueError: for an unknown method, shapes of `x` and `region` that differ, several labels, or an `f` that does not
-        return two logits or more.
-      UnsupportedPrimitive: if `f` contains a primitive without a rule.
+      ValueError: for an unknown method or arithmetic, shapes of `x` and `region` that differ, several labels, or an
+        `f` that does not return two logits or more.
+      UnsupportedPrimitive: if `f` contains a primitive without a rule, or without one for this arithmetic.
 
     Soundness:
       `verified` implies that every point of the region is classified as `label` by the network in real arithmetic,
-      up to float32 rounding of the bounds themselves (computed at the highest precision of the backend).
+      up to float32 rounding of the bounds themselves (computed at the highest precision of the backend); with
+      arithmetic="outward" without that exception.
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
@@ -83,7 +89,7 @@ def certify(
       ... )
       (True, False)
     """
-    lower, admissible = lower_margins(f, x, label, region, method)
+    lower, admissible = lower_margins(f, x, label, region, method, arithmetic)
     proved = jnp.all((lower > 0) & jnp.isfinite(lower))
     return Certificate(proved & admissible, jnp.min(lower))
 
@@ -94,6 +100,7 @@ def lower_margins(
     label: Int[ArrayLike, "..."] | int,
     region: Region,
     method: str,
+    arithmetic: str = "float32",
 ) -> tuple[Float[Array, " others"], Bool[Array, ""]]:
     """What a certificate is made of: lower bounds of the margins, and whether anything can be proved at all.
 
@@ -103,6 +110,7 @@ def lower_margins(
       label: the true class.
       region: around the example.
       method: as for `certify`.
+      arithmetic: as for `certify`.
 
     Returns:
       Lower bounds of all margins on the region, other classes ascending; and False where the label is out of range,
@@ -111,7 +119,7 @@ def lower_margins(
     x, label = jnp.asarray(x), jnp.asarray(label)
     _check_shapes(x, label, region)
     logits = f(x)
-    lower = bound_method(method)(margins(f, label))(region).lower
+    lower = bound_method(method, arithmetic)(margins(f, label))(region).lower
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
     return lower, valid & finite & region.contains(x)
@@ -123,6 +131,8 @@ def certify_union(
     label: Int[ArrayLike, ""] | int,
     regions: Mapping[str, Region],
     method: str = "crown",
+    *,
+    arithmetic: str = "float32",
 ) -> UnionCertificate:
     """Certifies one example on several regions; the union is proved if each of them is.
 
@@ -132,6 +142,7 @@ def certify_union(
       label: the true class.
       regions: by name, for example `{"linf": linf_ball(x, 0.1), "l2": l2_ball(x, 0.4)}`; at least one.
       method: as for `certify`.
+      arithmetic: as for `certify`.
 
     Returns:
       The certificate of each region and their conjunction.
@@ -144,7 +155,7 @@ def certify_union(
     """
     if not regions:
         raise ValueError("certify_union got no regions; expected at least one, e.g. {'linf': linf_ball(x, eps)}.")
-    norms = {name: certify(f, x, label, region, method) for name, region in regions.items()}
+    norms = {name: certify(f, x, label, region, method, arithmetic=arithmetic) for name, region in regions.items()}
     verified = jnp.all(jnp.stack([certificate.verified for certificate in norms.values()]))
     return UnionCertificate(verified, norms)
 

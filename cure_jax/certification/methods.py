@@ -7,28 +7,37 @@ from collections.abc import Callable, Mapping
 import jax
 
 from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_crown
+from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["METHODS", "Bound", "bound_method", "cheap_to_tight"]
+__all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight"]
 
-Bound = Callable[[Callable[[jax.Array], jax.Array]], Callable[[Region], Interval]]
+# Of a network; some have options.
+Bound = Callable[..., Callable[[Region], Interval]]
 
 
-def cheap_to_tight(region: Region) -> tuple[str, ...]:
+# Those whose rounding errors can be bounded, from cheap to tight.
+OUTWARD = ("ibp", "crown_ibp", "crown")
+
+
+def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ...]:
     """The methods that `best` combines on a region of this kind, in the order in which they are worth trying.
 
     Those that prove with l_2 balls hold on every region, but only for the balls of small p are they worth their time.
     """
+    if arithmetic == "outward":
+        return OUTWARD
     if isinstance(region, LpBall) and region.p < math.inf:
         return ("ibp", "lipschitz", "box_ball", "crown_ibp", "sdp_crown", "crown", "alpha_crown")
     return ("ibp", "crown_ibp", "crown", "alpha_crown")
 
 
-def _best(f: Callable[[jax.Array], jax.Array]) -> Callable[[Region], Interval]:
+def _best(f: Callable[[jax.Array], jax.Array], arithmetic: str = "float32") -> Callable[[Region], Interval]:
     """For each output the tightest of all methods that are worth trying."""
 
     def bounds(region: Region) -> Interval:
-        return functools.reduce(Interval.intersect, [METHODS[name](f)(region) for name in cheap_to_tight(region)])
+        names = cheap_to_tight(region, arithmetic)
+        return functools.reduce(Interval.intersect, [bound_method(name, arithmetic)(f)(region) for name in names])
 
     return bounds
 
@@ -45,12 +54,24 @@ METHODS: Mapping[str, Bound] = {
 }
 
 
-def bound_method(method: str) -> Bound:
+def bound_method(method: str, arithmetic: str = "float32") -> Bound:
     """The bound transformation of that name.
 
+    Args:
+      method: a name in `METHODS`.
+      arithmetic: "float32", or "outward" for one that accounts for its own rounding.
+
     Raises:
-      ValueError: if there is none.
+      ValueError: if there is none, or none in that arithmetic.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Choose one of these.")
-    return METHODS[method]
+    check_arithmetic(arithmetic)
+    if arithmetic == "float32":
+        return METHODS[method]
+    if method not in (*OUTWARD, "best"):
+        raise ValueError(
+            f"The rounding of method {method!r} is not bounded; with arithmetic={arithmetic!r} choose one of "
+            f"{', '.join((*OUTWARD, 'best'))}, or leave arithmetic out."
+        )
+    return functools.partial(METHODS[method], arithmetic=arithmetic)
