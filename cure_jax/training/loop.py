@@ -16,7 +16,8 @@ from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
 from cure_jax.progress import progress
 from cure_jax.training import workdir as workdirs
-from cure_jax.training.checkpoints import Checkpoints, load
+from cure_jax.training.augmentation import center_crop
+from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
@@ -31,7 +32,7 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
 # Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints", "reported")
+_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported")
 
 
 class TrainingDiverged(FloatingPointError):
@@ -80,7 +81,7 @@ def fit(
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
         resumes there, and ends with the same numbers. Nothing is written if None.
-      validation: images and labels whose clean accuracy is recorded at every checkpoint.
+      validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
 
     Returns:
       The trained network.
@@ -88,11 +89,11 @@ def fit(
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
       WorkdirError: if `workdir` was made with another config; nothing in it is changed.
-      CheckpointError: if no checkpoint in `workdir` is usable.
+      CheckpointError: if no checkpoint in `workdir` is usable, or what the config starts from does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
     """
     check(config)
-    images, labels = _prepared(model, data)
+    images, labels = _prepared(model, data, config.augmentation.crop)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -102,7 +103,7 @@ def fit(
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
-    state = initial_state(config, recipe, images[:1])
+    state = initial_state(config, recipe, center_crop(images[:1], config.augmentation.crop))
     if workdir is None:
         return trainer.run(state, None, None)
     with Checkpoints(Path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
@@ -118,7 +119,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
 
     Args:
       model: the module that was trained.
-      example: `[1, *x]`, of the shape of its inputs.
+      example: `[1, *x]`, of the shape of its inputs (the crop, if the config has one).
       config: that it was trained with.
       workdir: of the run.
 
@@ -145,6 +146,9 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
+    if config.start_from:
+        variables = load_variables(config.start_from, variables)
+        params = variables["params"]
     vectors: tuple[jax.Array, ...] = ()
     if recipe.needs_lipschitz:
         f = classifier(recipe.model, {**variables, "params": params})
@@ -159,10 +163,10 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     )
 
 
-def _prepared(model: nn.Module, data: Arrays) -> Arrays:
+def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
-    example = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    example = jax.ShapeDtypeStruct((1, *((crop, crop) if crop else images.shape[1:3]), *images.shape[3:]), np.float32)
     logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), example)
     checked, labels = validate(images, labels, logits.shape[-1])
     return images if images.dtype == np.uint8 else checked, labels
