@@ -36,13 +36,14 @@ def write_report(root: Path, runs: Sequence[tuple[str, Path]]) -> None:
         shared = radii if all(result["radii"] == radii for result in results) else {}
         report.compare_curves(root / "radius.png", curves, training_radii=shared)
         written.append("radius.png")
-    verdicts = _by_method(results, [_verdicts(path) for _, path in runs])
-    report.union_diagram(root / "union.png", verdicts, union=[*results[0]["radii"]])
-    written.append("union.png")
-    norms = tuple(results[0]["radii"])[:2]
-    if len(norms) == 2:
-        first, second = sorted(norms, key=lambda norm: norm != "linf")
-        report.alignment_histograms(root / "alignment.png", verdicts, norms=(first, second))
+    verdicts, norms = _shared_norms([_verdicts(path) for _, path in runs])
+    methods, union = _by_method(results, verdicts), [norm for norm in results[0]["radii"] if norm in norms]
+    if union:
+        report.union_diagram(root / "union.png", methods, union=union)
+        written.append("union.png")
+    if len(union) > 1:
+        first, second = sorted(union, key=lambda norm: norm != "linf")[:2]
+        report.alignment_histograms(root / "alignment.png", methods, norms=(first, second))
         written.append("alignment.png")
     print(f"Written to {root}: {', '.join(written)}; per run certify.json, .npz, .png, log.txt")
 
@@ -59,6 +60,16 @@ def _has(result: Mapping[str, Any], column: str) -> bool:
 def _verdicts(path: Path) -> dict[str, np.ndarray]:
     with np.load(path.with_suffix(".npz")) as file:
         return dict(file)
+
+
+def _shared_norms(verdicts: list[dict[str, np.ndarray]]) -> tuple[list[dict[str, np.ndarray]], set[str]]:
+    """The verdicts without norms that some run lacks: beside them, "certified in exactly these" would mislead."""
+    norms = {name.partition(".")[2] for name in set.intersection(*map(set, verdicts)) if name.startswith("verified.")}
+    kept = [
+        {name: value for name, value in run.items() if "." not in name or name.partition(".")[2] in norms}
+        for run in verdicts
+    ]
+    return kept, norms
 
 
 def _by_method(results: Sequence[Mapping[str, Any]], values: Sequence[Any]) -> dict[str, list[Any]]:

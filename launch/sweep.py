@@ -129,7 +129,7 @@ def _run(run: Run) -> None:
 
 def _is_done(run: Run) -> bool:
     """Whether this very certification was finished; its picture is what certify.py writes last."""
-    if not (run.result.exists() and run.result.with_suffix(".png").exists()):
+    if not all(run.result.with_suffix(suffix).exists() for suffix in (".json", ".npz", ".png")):
         return False
     done = json.loads(run.result.read_text())
     # A data set may have fewer images than were asked for.

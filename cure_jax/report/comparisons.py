@@ -39,8 +39,10 @@ def compare_curves(
         raise ValueError(
             "Got no curves; expected {method: [{norm: {'radii': ..., 'certified': ...}}]}. Certify with --curve."
         )
-    rows = -(-len(methods) // 4)
-    figure = figure_class(figsize=(0.6 + 3.4 * len(norms), 3.2 + 0.22 * rows), layout="constrained")
+    width = 0.6 + 3.4 * len(norms)
+    # About eleven letters fit into an inch of the legend.
+    across = max(1, min(len(methods), int(11 * width / (8 + max(map(len, methods))))))
+    figure = figure_class(figsize=(width, 3.2 + 0.22 * -(-len(methods) // across)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
     panels = figure.subplots(1, len(norms), sharey=True, squeeze=False)[0]
     handles = {}
@@ -53,7 +55,7 @@ def compare_curves(
         panel.set(xlabel=f"{norm_name(norm)} radius", xlim=(0, None))
         tidy(panel)
     panels[0].set(ylim=(0, 101), ylabel="certified test examples (%)")
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=across, frameon=False)
     figure.savefig(path, format="png", dpi=200)
 
 
@@ -82,11 +84,11 @@ def trade_off(
     names, obstacles = [], []
     for index, (row, runs) in enumerate(zip(summarize(usable, label=label), _runs(usable, label), strict=True)):
         assert row.union is not None
-        color, _ = method_style(index)
+        color, _, marker = method_style(index)
         (x, y), (x_std, y_std) = 100 * runs.mean(axis=0), 100 * runs.std(axis=0)
         whiskers = {"xerr": x_std, "yerr": y_std} if row.count > 1 else {}
-        axes.errorbar(x, y, **whiskers, fmt="o", color=color, markersize=7, elinewidth=1, capsize=2, zorder=3)
-        axes.plot(*(100 * runs.T), "o", color=color, markersize=3, alpha=0.6, zorder=2)
+        axes.errorbar(x, y, **whiskers, fmt=marker, color=color, markersize=7, elinewidth=1, capsize=2, zorder=3)
+        axes.plot(*(100 * runs.T), marker, color=color, markersize=3, alpha=0.6, zorder=2)
         names.append((plain(row.label), (x, y), color))
         along = np.linspace(-1, 1, 41)
         obstacles += [*(100 * runs), *((x + t * x_std, y) for t in along), *((x, y + t * y_std) for t in along)]
@@ -114,8 +116,10 @@ def _draw_mean(panel: Any, name: str, index: int, curves: list[Mapping[str, Arra
     shared = sorted(set.intersection(*(set(point) for point in points)))
     fractions = 100 * np.array([[point[radius] for radius in shared] for point in points])
     mean, std = fractions.mean(axis=0), fractions.std(axis=0)
-    color, dashes = method_style(index)
-    (line,) = panel.plot(shared, mean, color=color, linestyle=dashes, linewidth=1.8, marker=".", zorder=3)
+    color, dashes, marker = method_style(index)
+    (line,) = panel.plot(
+        shared, mean, color=color, linestyle=dashes, linewidth=1.8, marker=marker, markersize=3.5, zorder=3
+    )
     if len(curves) > 1:
         panel.fill_between(shared, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
     return line

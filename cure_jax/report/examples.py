@@ -5,6 +5,7 @@ booleans, `margin.NORM` is the least proved margin.
 """
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -101,7 +102,8 @@ def union_diagram(
     across = min(len(shares), _PANELS_A_ROW)
     down = -(-len(shares) // across)
     figure = figure_class(
-        figsize=(0.6 + 0.35 * len(norms) + 2.1 * across, 0.5 + down * (0.7 + 0.27 * len(subsets))), layout="constrained"
+        figsize=(0.6 + 0.35 * len(norms) + 2.1 * across, 0.5 + down * (0.85 + 0.27 * len(subsets))),
+        layout="constrained",
     )
     grid = figure.subplots(
         down, 1 + across, sharey=True, squeeze=False, width_ratios=[0.35 * len(norms) / 2.1, *[1] * across]
@@ -111,13 +113,15 @@ def union_diagram(
     for panel, (name, method) in zip(panels, shares.items(), strict=False):
         _draw_subsets(panel, [method.get(subset) for subset in subsets], [wanted <= {*subset} for subset in subsets])
         total = sum(value.mean for subset, value in method.items() if wanted <= {*subset})
-        panel.set_title(f"{plain(name)}\nunion {100 * total:.1f} %", fontsize=9)
+        title = "\n".join(textwrap.wrap(plain(name), 26))
+        panel.set_title(f"{title}\nunion {100 * total:.1f} %", fontsize=9)
         panel.set(xlim=(0, 100 * min(1.0, 1.2 * widest) + 8), ylim=(len(subsets) - 0.5, -0.5))
     for panel in panels[len(shares) :]:
         panel.set_visible(False)
     for dots in grid[:, 0]:
         _draw_dots(dots, norms, subsets)
-    figure.supxlabel("test examples certified in exactly these norms (%); dark: in the union", fontsize=9)
+    label = "test examples certified in exactly these norms (%); dark: in the union"
+    figure.supxlabel("\n".join(textwrap.wrap(label, 36)) if across == 1 else label, fontsize=9)
     figure.savefig(path, format="png", dpi=200)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 _NORM_COLORS = {"linf": "#0072B2", "l2": "#E69F00", "l1": "#009E73"}
 _OTHER_COLORS = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _METHOD_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_METHOD_DASHES = ("-", "--", ":", "-.")
+_METHOD_DASHES, _METHOD_MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 _NORM_NAMES = {"linf": r"$\ell_\infty$", "l2": r"$\ell_2$", "l1": r"$\ell_1$"}
 _NORM_ORDER = ("linf", "l2", "l1")
 UNION_COLOR, ATTACK_COLOR, MARK_COLOR, GRID_COLOR = "#5B5B5B", "#C4C4C4", "#606060", "#E5E5E5"
@@ -48,10 +48,10 @@ def norm_color(norm: str, index: int) -> str:
     return _NORM_COLORS.get(norm, _OTHER_COLORS[index % len(_OTHER_COLORS)])
 
 
-def method_style(index: int) -> tuple[str, str]:
-    """The colour and the dashes of the method at this place; 28 methods differ."""
-    color = _METHOD_COLORS[index % len(_METHOD_COLORS)]
-    return color, _METHOD_DASHES[index // len(_METHOD_COLORS) % len(_METHOD_DASHES)]
+def method_style(index: int) -> tuple[str, str, str]:
+    """The colour, the dashes and the marker of the method at this place; 28 methods differ."""
+    color, cycle = _METHOD_COLORS[index % len(_METHOD_COLORS)], index // len(_METHOD_COLORS)
+    return color, _METHOD_DASHES[cycle % len(_METHOD_DASHES)], _METHOD_MARKERS[cycle % len(_METHOD_MARKERS)]
 
 
 def plain(text: str) -> str:

@@ -197,7 +197,7 @@ def _percents(values: list[Statistic | None], markup: _Markup, compared: bool) -
 
 
 def _percent(value: Statistic | None, markup: _Markup) -> str:
-    return _number(value, markup, 100, 1)
+    return _number(value, markup, 100.0, 1)
 
 
 def _number(value: Statistic | None, markup: _Markup, scale: float, decimals: int) -> str:
@@ -211,7 +211,7 @@ def _origin(row: Summary, name: str, markup: _Markup) -> str:
     """A cell that says what a row took, or where it comes from."""
     if name in ("training", "certification"):
         seconds = row.training_seconds if name == "training" else row.certification_seconds
-        return _number(seconds, markup, 1, 0)
+        return _number(seconds, markup, 1.0, 0)
     texts = row.origins[name]
     if name == "device":
         return ", ".join(map(markup.escape, texts)) or markup.missing
