@@ -7,6 +7,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -77,7 +78,7 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
     values, arguments = flags.FlagValues(), ["sweep", *arguments_of(entry, overrides)]
     config_flags.DEFINE_config_file("config", None, "A config.", flag_values=values, sys_argv=arguments)
     try:
-        rest = values(arguments)
+        rest, fields = values(arguments), values.config.to_dict()
     except (KeyError, AttributeError, ValueError, TypeError, OSError, flags.Error) as error:
         reason = " ".join(str(error).strip().splitlines()[-1:])
         raise ValueError(
@@ -86,7 +87,8 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
         ) from error
     if len(rest) > 1:
         raise ValueError(f"Got the argument {rest[1]!r} after --; expected --config.FIELD=VALUE. Correct it.")
-    return json.loads(json.dumps(values.config.to_dict()))
+    # As JSON has them: lists for tuples.
+    return json.loads(json.dumps(fields))
 
 
 def arguments_of(entry: Entry, overrides: Sequence[str]) -> list[str]:
@@ -110,6 +112,26 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     radii = [part for part in ("radii", "reported") if done.get(part) != wanted.get(part)]
     shared = [name for name in new if name in old and name not in _INCIDENTAL and old[name] != new[name]]
     return [*radii, *(name for name in shared if name.partition(".")[0] not in ("radii", "reported"))]
+
+
+def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a certification was finished, of this config and in this way.
+
+    Args:
+      result: Path of certify.json (or validation.json); the picture beside it is what certify.py writes last.
+      config: From `read_config`.
+      wanted: `method`, `arithmetic` and `num_examples` that certify.py would be called with.
+
+    Returns:
+      Whether there is nothing left to do.
+    """
+    if not all(result.with_suffix(suffix).exists() for suffix in (".json", ".npz", ".png")):
+        return False
+    done = json.loads(result.read_text())
+    # A data set may have fewer images than were asked for.
+    count = min(wanted["num_examples"], done.get("split_examples", wanted["num_examples"]))
+    same = (done["method"], done.get("arithmetic", "float32")) == (wanted["method"], wanted["arithmetic"])
+    return same and done["num_examples"] == count and not differences(done["config"], config)
 
 
 def _entry(word: str) -> Entry:

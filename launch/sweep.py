@@ -15,7 +15,6 @@ Arguments after `--` go to every train.py and certify.py, for example `-- --conf
 
 import concurrent.futures
 import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -110,7 +109,8 @@ def _run_all(runs: list[Run]) -> dict[Path, str]:
 
 
 def _run(run: Run) -> None:
-    if _is_done(run):
+    wanted = {"method": _METHOD.value, "arithmetic": _ARITHMETIC.value, "num_examples": _NUM_EXAMPLES.value}
+    if entries.is_done(run.result, run.config, wanted):
         print(f"{run.workdir}: done before", flush=True)
         return
     print(f"{run.workdir}: started", flush=True)
@@ -125,18 +125,6 @@ def _run(run: Run) -> None:
             provenance.add_training_seconds(run.workdir, time.monotonic() - start)
     certify = [f"--method={_METHOD.value}", f"--arithmetic={_ARITHMETIC.value}"]
     _call(run, "certify.py", [*common, *certify, f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"])
-
-
-def _is_done(run: Run) -> bool:
-    """Whether this very certification was finished; its picture is what certify.py writes last."""
-    if not all(run.result.with_suffix(suffix).exists() for suffix in (".json", ".npz", ".png")):
-        return False
-    done = json.loads(run.result.read_text())
-    # A data set may have fewer images than were asked for.
-    count = min(_NUM_EXAMPLES.value, done.get("split_examples", _NUM_EXAMPLES.value))
-    wanted = (_METHOD.value, _ARITHMETIC.value, count)
-    same = (done["method"], done.get("arithmetic", "float32"), done["num_examples"]) == wanted
-    return same and not entries.differences(done["config"], run.config)
 
 
 def _last_checkpoint(workdir: Path) -> int:

@@ -239,8 +239,9 @@ def _draw_histogram(panel: Any, values: np.ndarray, edges: np.ndarray) -> None:
         quantiles = np.quantile(values, _QUANTILES)
         for quantile, dashes in zip(quantiles, (":", "-", ":"), strict=True):
             panel.axvline(quantile, color="black", linewidth=1.2, linestyle=dashes, zorder=3)
-        low, median, high = quantiles
-        note = f"{median:.2f}  [{low:.2f}, {high:.2f}],  n = {len(values)}".replace("-", "−")
+        # Rounded first: no minus sign before 0.00.
+        low, median, high = (f"{round(value, 2) + 0.0:.2f}".replace("-", "−") for value in quantiles)
+        note = f"{median}  [{low}, {high}],  n = {len(values)}"
     else:
         note = "no example with finite margins"
     panel.set_title(note, fontsize=8, loc="right", color="#444444")
