@@ -14,6 +14,8 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
+from launch import common, provenance
+
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
 # A plus sign starts an override only where `field=` follows: 1e+5 is a number.
@@ -80,9 +82,8 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         rest, fields = values(arguments), values.config.to_dict()
     except (KeyError, AttributeError, ValueError, TypeError, OSError, flags.Error) as error:
-        reason = " ".join(str(error).strip().splitlines()[-1:])
         raise ValueError(
-            f"{entry.name}: {reason} Expected a config file, one of its methods, and fields of "
+            f"{entry.name}: {common.in_one_line(error)}. Expected a config file, one of its methods, and fields of "
             "training.default_config()."
         ) from error
     if len(rest) > 1:
@@ -130,6 +131,10 @@ def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) 
     done = json.loads(result.read_text())
     # A data set may have fewer images than were asked for.
     count = min(wanted["num_examples"], done.get("split_examples", wanted["num_examples"]))
+    # A training that went on since then has another network.
+    newest = provenance.last_checkpoint(result.parent)
+    if newest is not None and done.get("step", newest) != newest:
+        return False
     same = (done["method"], done.get("arithmetic", "float32")) == (wanted["method"], wanted["arithmetic"])
     return same and done["num_examples"] == count and not differences(done["config"], config)
 

@@ -33,6 +33,12 @@ def checkpoint_sha256(workdir: Path, step: int) -> str | None:
     return digest.hexdigest()[:12] if files else None
 
 
+def last_checkpoint(workdir: Path) -> int | None:
+    """The step of the newest checkpoint of a work directory; None if there is none."""
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
 def commit(package: Path = Path(cure_jax.__file__).parent) -> str | None:
     """The git commit of the checkout that a package runs from, with `-dirty` behind it if tracked files were changed.
 

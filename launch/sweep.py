@@ -116,20 +116,15 @@ def _run(run: Run) -> None:
     print(f"{run.workdir}: started", flush=True)
     run.workdir.mkdir(parents=True, exist_ok=True)
     common = [*run.arguments, f"--workdir={run.workdir}"]
-    before, start = _last_checkpoint(run.workdir), time.monotonic()
+    before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
     try:
         _call(run, "train.py", common)
     finally:
-        if _last_checkpoint(run.workdir) != before:
+        if provenance.last_checkpoint(run.workdir) != before:
             # A process that found nothing to do took its time too, but not for the training.
             provenance.add_training_seconds(run.workdir, time.monotonic() - start)
     certify = [f"--method={_METHOD.value}", f"--arithmetic={_ARITHMETIC.value}"]
     _call(run, "certify.py", [*common, *certify, f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"])
-
-
-def _last_checkpoint(workdir: Path) -> int:
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-    return max(steps, default=-1)
 
 
 def _call(run: Run, script: str, arguments: list[str]) -> None:

@@ -148,6 +148,15 @@ def test_what_was_certified_otherwise_is_not_done(result, change):
     assert not entries.is_done(result({**DONE, **change}), CONFIG, WANTED)
 
 
+def test_a_network_that_was_trained_further_is_not_done(result, tmp_path):
+    path = result({**DONE, "step": 40})
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "damaged").mkdir()
+    assert entries.is_done(path, CONFIG, WANTED)
+    (tmp_path / "checkpoints" / "100").mkdir()
+    assert not entries.is_done(path, CONFIG, WANTED)
+
+
 @pytest.mark.parametrize("suffix", [".json", ".npz", ".png"])
 def test_what_was_interrupted_is_not_done(result, suffix):
     path = result(DONE)
