@@ -1,5 +1,6 @@
 """Pictures that compare methods on two axes: certified accuracy against the radius, union against clean accuracy."""
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
@@ -140,27 +141,34 @@ def _place_names(
     """Writes each name at the nearest place where it covers neither dots and whiskers nor another name."""
     # Until it is laid out, nothing has a place.
     figure.draw_without_rendering()
-    points = axes.transData.transform(obstacles)
-    frame, taken = axes.get_window_extent(), []
+    points, frame, taken = axes.transData.transform(obstacles), axes.get_window_extent(), []
+
+    def move(text: Any, candidate: tuple[int, tuple[float, float]]) -> Any:
+        distance, (right, up) = candidate
+        text.set(position=(distance * right, distance * up), ha=("right", "center", "left")[round(right) + 1])
+        return text.get_window_extent().padded(2)
+
+    def cost(text: Any, candidate: tuple[int, tuple[float, float]]) -> int:
+        box = move(text, candidate)
+        outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+        # A dot has a radius, too. Where everything is full, rather cover dots than names.
+        around = box.padded(5)
+        covered = np.sum(np.all((around.min < points) & (points < around.max), axis=1))
+        return int(covered + len(points) * (sum(map(box.overlaps, taken)) + 100 * outside))
+
+    candidates = list(itertools.product((10, 18, 28, 40, 54, 70, 90, 120), _DIRECTIONS))
     for name, place, color in names:
-        text = axes.annotate(
-            name, place, (0, 0), textcoords="offset points", fontsize=8.5, color=color, va="center", zorder=4
-        )
+        text = axes.annotate(name, place, (0, 0), textcoords="offset points", fontsize=8.5, color=color, va="center")
         text.set_in_layout(False)
-        for distance, (right, up) in itertools.product((10, 18, 28, 40, 54, 70, 90), _DIRECTIONS):
-            text.set(position=(distance * right, distance * up), ha=("right", "center", "left")[round(right) + 1])
-            box = text.get_window_extent().padded(2)
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            free = not any(box.overlaps(other) for other in taken) and not any(box.contains(*point) for point in points)
-            if inside and free:
-                break
-        taken.append(text.get_window_extent().padded(2))
-        if distance > 20:
+        # The first of the best: the nearest one.
+        best = min(candidates, key=functools.partial(cost, text))
+        taken.append(move(text, best))
+        if best[0] > 20:
             end = axes.transData.inverted().transform(_nearest(taken[-1], axes.transData.transform(place)))
             axes.plot(*zip(place, end, strict=True), color=color, linewidth=0.6, zorder=1)
 
 
-_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7))
+_DIRECTIONS = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (0.8, 0.7), (0.8, -0.7), (-0.8, 0.7), (-0.8, -0.7))
 
 
 def _nearest(box: Any, point: np.ndarray) -> np.ndarray:

@@ -152,7 +152,9 @@ def alignment_histograms(
         for name, runs in _some(methods).items()
     }
     edges = _edges(np.concatenate([*differences.values()]))
-    figure = figure_class(figsize=(6.4, 0.7 + 0.85 * len(differences)), layout="constrained")
+    # A name and its quantiles share a line.
+    width = max(6.4, 2.6 + 0.09 * max(map(len, differences)))
+    figure = figure_class(figsize=(width, 0.7 + 0.85 * len(differences)), layout="constrained")
     panels = figure.subplots(len(differences), 1, sharex=True, squeeze=False)[:, 0]
     for panel, (name, values) in zip(panels, differences.items(), strict=True):
         _draw_histogram(panel, values, edges)

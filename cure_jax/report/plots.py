@@ -3,6 +3,7 @@
 matplotlib is imported on first use (extra `logging`).
 """
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -90,7 +91,7 @@ def compare_methods(
         _draw_bars(axes, positions, height, statistics, color=color, label=name)
     axes.set(xlim=(0, 106), xlabel="test examples (%)", ylim=(len(rows) - 0.45, -0.55))
     axes.set_xticks(range(0, 101, 20))
-    axes.set_yticks(range(len(rows)), [plain(row.label) for row in rows])
+    axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(plain(row.label), 28)) for row in rows])
     axes.tick_params(axis="y", length=0)
     tidy(axes, grid="x")
     figure.legend(loc="outside lower center", ncols=min(len(series), 5), frameon=False, columnspacing=1.2)
