@@ -118,25 +118,31 @@ def _run(run: Run) -> None:
     common = [*run.arguments, f"--workdir={run.workdir}"]
     before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
     try:
-        _call(run, "train.py", common)
+        output = _call(run, "train.py", common)
     finally:
         if provenance.last_checkpoint(run.workdir) != before:
             # A process that found nothing to do took its time too, but not for the training.
             provenance.add_training_seconds(run.workdir, time.monotonic() - start)
+    if "trained to step" not in output:
+        # Stopped in good order but before its end, as on a machine that is taken away: nothing to certify yet.
+        raise RunFailed(f"train.py stopped before its end, see {run.workdir / 'log.txt'}; give the same command again")
     certify = [f"--method={_METHOD.value}", f"--arithmetic={_ARITHMETIC.value}"]
     _call(run, "certify.py", [*common, *certify, f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"])
 
 
-def _call(run: Run, script: str, arguments: list[str]) -> None:
-    """Runs a launcher, its output going to the end of the log."""
+def _call(run: Run, script: str, arguments: list[str]) -> str:
+    """Runs a launcher, its output going to the end of the log; returns the output."""
     log, command = run.workdir / "log.txt", [sys.executable, str(_LAUNCH / script), *arguments]
     with log.open("a") as file:
         print(f"$ {' '.join(command)}", file=file, flush=True)
+        start = file.tell()
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    last = (log.read_text().strip().splitlines() or [""])[-1]
+    output = log.read_bytes()[start:].decode(errors="replace").strip()
+    last = output.rpartition("\n")[2].strip()[:300]
     if status:
-        raise RunFailed(f"{script} ended with exit status {status} ({last.strip()[:300]}), see {log}")
+        raise RunFailed(f"{script} ended with exit status {status} ({last}), see {log}")
     print(last, flush=True)
+    return output
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ TRAIN = (
     STAND_IN
     + """
 (workdir / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
-print("trained")
+print("preempted" if workdir.parent.name in os.environ.get("STOP", "") else "trained to step 40")
 """
 )
 CERTIFY = (
@@ -59,7 +59,7 @@ from launch import sweep
 sweep._LAUNCH = pathlib.Path(sys.argv.pop(1))
 app.run(sweep.main)
 """
-CONFIGS = "configs/digits.py:max,configs/digits.py:scratch+projection.beta=0+name=no projection"
+CONFIGS = "configs/digits.py:max,configs/digits.py:l2,configs/digits.py:scratch+projection.beta=0+name=no projection"
 
 
 @pytest.fixture
@@ -70,9 +70,16 @@ def sweep(tmp_path):
     (stand_ins / "train.py").write_text(TRAIN)
     (stand_ins / "certify.py").write_text(CERTIFY)
 
-    def run(*arguments, fail=""):
+    def run(*arguments, fail="", stop=""):
         command = [sys.executable, "-c", RUNNER, str(stand_ins), f"--root={tmp_path / 'runs'}", *arguments]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "FAIL": fail, "COLUMNS": "100"}
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "FAIL": fail,
+            "STOP": stop,
+            "COLUMNS": "100",
+        }
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
     return run
@@ -86,11 +93,14 @@ def _calls(log: Path) -> list[str]:
 
 def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     runs, arguments = tmp_path / "runs", [f"--configs={CONFIGS}", "--seeds=0,1", "--jobs=3"]
-    first = sweep(*arguments, fail="certify.py:max")
+    first = sweep(*arguments, fail="certify.py:max", stop="l2")
     assert first.returncode == 1
-    assert "2 of 4 runs failed, and are not in the tables" in first.stderr
+    assert "4 of 6 runs failed, and are not in the tables" in first.stderr
     log = runs / "max" / "seed_1" / "log.txt"
     assert f"certify.py ended with exit status 1 (error: no such luck), see {log}" in first.stderr
+    # A training that was told to stop is not certified.
+    assert f"{runs / 'l2' / 'seed_0'}: train.py stopped before its end" in first.stderr
+    assert _calls(runs / "l2" / "seed_0" / "log.txt") == ["train.py"]
     assert "Traceback" not in first.stderr
     assert "a line on standard error" in log.read_text()
     assert _calls(log) == ["train.py", "certify.py"]
@@ -107,7 +117,7 @@ def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     assert _calls(runs / "no_projection" / "seed_0" / "log.txt") == ["train.py", "certify.py"]
     for name in ("methods", "radius", "union", "alignment", "trade_off"):
         assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
-    head, _, worst, other, *_ = (runs / "table.md").read_text().splitlines()
+    head, _, worst, _, other, *_ = (runs / "table.md").read_text().splitlines()
     assert "| training s | certification s |" in head
     assert worst.startswith("| max | 2 |")
     assert other.startswith("| no projection | 2 |")
