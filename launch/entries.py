@@ -115,6 +115,27 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     return [*radii, *(name for name in shared if name.partition(".")[0] not in ("radii", "reported"))]
 
 
+def own_start(
+    config: Mapping[str, Any], arguments: Sequence[str], workdirs: Mapping[tuple[str, int], Path]
+) -> Path | None:
+    """The run of the same sweep and seed from whose weights a fine-tuning begins.
+
+    A config names one directory for all seeds, such as `runs/digits/linf`; a sweep has a network for each.
+
+    Args:
+      config: From `read_config`; `start_from` is empty or the work directory of another training.
+      arguments: What its launchers get; a `--config.start_from` among them is obeyed.
+      workdirs: {(directory of the entry, seed): work directory} of the sweep.
+
+    Returns:
+      The work directory of that run; None if there is no such one, or a start was asked for.
+    """
+    start = config.get("start_from")
+    if not start or any(argument.startswith("--config.start_from=") for argument in arguments):
+        return None
+    return workdirs.get((Path(start).name, config["seed"]))
+
+
 def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a certification was finished, of this config and in this way.
 

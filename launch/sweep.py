@@ -10,7 +10,8 @@ Each run is `launch/train.py` and `launch/certify.py` in processes of their own,
 ROOT/NAME/seed_S; what they say goes to log.txt there. What is done is skipped, what was interrupted resumes, and a run
 that fails does not stop the others: the sweep reports it at its end, with exit status 1. Tables go to the terminal,
 ROOT/table.md and ROOT/table.tex, pictures to ROOT: methods.png, radius.png, union.png, alignment.png and trade_off.png.
-Arguments after `--` go to every train.py and certify.py, for example `-- --config.epochs=5`.
+A fine-tuning begins from the run of this sweep and its seed that its config names. Arguments after `--` go to every
+train.py and certify.py, for example `-- --config.epochs=5`.
 """
 
 import concurrent.futures
@@ -70,7 +71,10 @@ def main(arguments: Sequence[str]) -> None:
         ]
     except ValueError as error:
         sys.exit(f"error: {error}")
-    failures = _run_all(runs)
+    runs = _with_own_starts(runs)
+    workdirs = {str(run.workdir) for run in runs}
+    later = [run for run in runs if run.config.get("start_from") in workdirs]
+    failures = _run_all([run for run in runs if run not in later]) | _run_all(later)
     done = [run for run in runs if run.workdir not in failures]
     if done:
         write_report(root, [(run.entry.name, run.result) for run in done])
@@ -87,6 +91,19 @@ def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> R
         workdir = directory
     overrides = [*overrides, f"--config.seed={seed}"]
     return Run(entry, workdir, entries.arguments_of(entry, overrides), entries.read_config(entry, overrides))
+
+
+def _with_own_starts(runs: list[Run]) -> list[Run]:
+    """Lets each fine-tuning begin from the network of this sweep and its seed."""
+    workdirs = {(run.entry.directory, run.config["seed"]): run.workdir for run in runs}
+    changed = []
+    for run in runs:
+        start = entries.own_start(run.config, run.arguments, workdirs)
+        if start is not None:
+            arguments = [*run.arguments, f"--config.start_from={start}"]
+            run = dataclasses.replace(run, arguments=arguments, config={**run.config, "start_from": str(start)})
+        changed.append(run)
+    return changed
 
 
 def _run_all(runs: list[Run]) -> dict[Path, str]:

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,18 @@ def test_differences_of_configs():
     # Another version of the library has other fields; other radii are another question.
     assert entries.differences(done, {name: value for name, value in done.items() if name != "gone"} | {"new": 1}) == []
     assert entries.differences(done, {**done, "radii": {"linf": 0.1, "l2": np.float64(0.5)}}) == ["radii"]
+
+
+def test_a_fine_tuning_starts_from_its_own_sweep_and_seed():
+    workdirs = {("linf", seed): Path(f"elsewhere/linf/seed_{seed}") for seed in (0, 1)}
+    config = {"seed": 1, "start_from": "runs/digits/linf"}
+    assert entries.own_start(config, ["--config.epochs=3"], workdirs) == Path("elsewhere/linf/seed_1")
+    # There is none of that seed or name, another one was asked for, or nothing is fine-tuned.
+    assert entries.own_start({**config, "seed": 2}, [], workdirs) is None
+    assert entries.own_start({**config, "start_from": "runs/digits/l2"}, [], workdirs) is None
+    assert entries.own_start(config, ["--config.start_from=runs/digits/linf"], workdirs) is None
+    assert entries.own_start({"seed": 1, "start_from": ""}, [], workdirs) is None
+    assert entries.own_start({"seed": 1}, [], workdirs) is None
 
 
 WANTED = {"method": "crown", "arithmetic": "float32", "num_examples": 100}
