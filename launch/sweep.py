@@ -130,7 +130,8 @@ def _run(run: Run) -> None:
     if entries.is_done(run.result, run.config, wanted):
         print(f"{run.workdir}: done before", flush=True)
         return
-    print(f"{run.workdir}: started", flush=True)
+    # In one piece, as several runs print at the same time.
+    print(f"{run.workdir}: started\n", end="", flush=True)
     run.workdir.mkdir(parents=True, exist_ok=True)
     common = [*run.arguments, f"--workdir={run.workdir}"]
     before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
