@@ -2,9 +2,10 @@
 
     python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
 
-writes into the work directory: `certify.json` (fractions over the same images), `certify.npz` (per-example verdicts)
-and `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
---split=validation, whose results go to `validation.json`, `.npz` and `.png`.
+writes into the work directory: `certify.json` (fractions over the same images, where they come from, and the curves),
+`certify.npz` (per-example verdicts), `certify_union.png` (how many are certified in which norms) and, last of all,
+`certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
+--split=validation, whose results go to `validation.json` and so on.
 """
 
 import functools
@@ -23,9 +24,9 @@ from ml_collections import config_flags
 import cure_jax as cj
 from cure_jax import training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
-from cure_jax.report import plots
+from cure_jax.report import examples, plots
 from cure_jax.training.workdir import write_atomically
-from launch import common
+from launch import common, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
@@ -87,6 +88,7 @@ def main() -> None:
         "reported": {norm: _share(certificate.verified[norm]) for norm in reported},
         "reported_empirical": {norm: _share(attacked.survived[norm]) for norm in reported},
         "num_examples": len(images),
+        "split_examples": len(split.images),
         "split": _SPLIT.value,
         "seconds": round(seconds, 2),
         "radii": radii,
@@ -94,20 +96,29 @@ def main() -> None:
         "method": _METHOD.value,
         "step": int(fitted.state.step),
         "arithmetic": arithmetic,
+        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)),
+        "commit": provenance.commit(),
+        "training_seconds": provenance.training_seconds(workdir),
         **_environment(),
         "config": config.to_dict(),
     }
     name = "certify" if _SPLIT.value == "test" else _SPLIT.value
+    # The picture comes last: where it is, nothing is missing.
+    (workdir / f"{name}.png").unlink(missing_ok=True)
     write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
     verdicts = {f"verified.{norm}": value for norm, value in certificate.verified.items()}
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
     verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
     verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
     np.savez_compressed(workdir / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
+    examples.union_diagram(workdir / f"{name}_union.png", {config.name or config.dataset: [verdicts]}, union=[*radii])
     curves = {
         norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
         for norm, eps in {**radii, **reported}.items()
     }
+    parts = ("radii", "certified", "attacked")
+    result["curve"] = {norm: dict(zip(parts, curve, strict=True)) for norm, curve in curves.items()}
+    write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
     plots.certified_against_radius(workdir / f"{name}.png", curves, training_radii=radii)
     shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
     print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")

@@ -34,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 raise
-            sys.exit(f"error: {_in_one_line(error)}.")
+            sys.exit(f"error: {in_one_line(error)}.")
 
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -46,10 +46,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:
         if os.environ.get("CURE_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {_in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
+        sys.exit(f"error: {in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What went wrong, without the traceback that config_flags puts into its own messages."""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if "Traceback (most recent call last)" in message:
