@@ -16,7 +16,7 @@ import pytest
 
 import cure_jax as cj
 from cure_jax import graph, numerics
-from cure_jax.bounds import coefficients, linear
+from cure_jax.bounds import coefficients, linear, spectral
 from cure_jax.certification import certificate
 from cure_jax.regions import Interval, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
@@ -121,6 +121,12 @@ def multipliers_of_a_smaller_ball(patch: pytest.MonkeyPatch) -> None:
         return right(layer._replace(ball=smaller), coefficients, slopes, multiplier)
 
     patch.setattr(module, "layer_bound", wrong)
+
+
+def norms_that_are_estimates(patch: pytest.MonkeyPatch) -> None:
+    """From below, as those of a power iteration are."""
+    right = spectral._explicit_norm
+    patch.setattr(spectral, "_explicit_norm", lambda *block: 0.98 * right(*block))
 
 
 def last_layer_with_upper_for_lower(patch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import mutants, test_regions
-from tests.bounds import test_coefficients, test_soundness
+from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral
 from tests.certification import test_certificate
 from tests.rules import test_rules
 
@@ -35,6 +35,10 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.repeated_coordinates_as_a_ball: functools.partial(
         test_soundness.test_a_ball_with_repeated_coordinates_is_no_ball, "scalar", 2.0
     ),
+    mutants.multipliers_of_a_smaller_ball: functools.partial(
+        test_sdp_crown.test_every_slope_and_every_multiplier_is_sound, (0.0, 1.0)
+    ),
+    mutants.norms_that_are_estimates: functools.partial(test_spectral.test_blocks_are_bounded_from_above, "tall"),
     mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
     mutants.examples_outside_of_their_region: (
         test_certificate.test_an_example_outside_of_its_region_is_never_verified
