@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import jax
 from absl import app, flags
 
 from cure_jax import data, models
-from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
+from cure_jax.training import CheckpointError, Preempted, TrainingDiverged, WorkdirError
 from cure_jax.training.config import Config
 
 # What a user can put right; anything else is a bug and keeps its traceback.
@@ -30,12 +31,30 @@ def run(main: Callable[[], None]) -> None:
         _enable_compilation_cache()
         try:
             main()
+        except Preempted as notice:
+            print(notice)
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
+                _fail_at_once()
                 raise
-            sys.exit(f"error: {_in_one_line(error)}.")
+            print(f"error: {_in_one_line(error)}.", file=sys.stderr)
+            _fail_at_once()
+            sys.exit(1)
+        except Exception:
+            _fail_at_once()
+            raise
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _fail_at_once() -> None:
+    """Ends one of several processes here: on its way out it would wait for the others, which wait for it."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if not isinstance(sys.exception(), _USER_ERRORS) or os.environ.get("CURE_JAX_TRACEBACK"):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -2,14 +2,15 @@
 
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
 
-An interrupted run resumes when the same command is given again. See `cure_jax.training.default_config` for the fields.
+An interrupted run resumes when the same command is given again, on any number of devices and processes; after SIGTERM
+it saves its state first. As several processes: launch/README.md. See `cure_jax.training.default_config` for the fields.
 """
 
 from absl import flags
 from ml_collections import config_flags
 
 from cure_jax import training
-from launch import common
+from launch import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
@@ -17,6 +18,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and 
 
 def main() -> None:
     """Trains, or resumes."""
+    is_first = processes.join()
     config, workdir = _CONFIG.value, _WORKDIR.value
     train = common.load_split(config, "train")
     validation = common.load_split(config, "validation")
@@ -24,6 +26,8 @@ def main() -> None:
     fitted = training.fit(
         model, (train.images, train.labels), config, workdir, validation=(validation.images, validation.labels)
     )
+    if not is_first:
+        return
     last = fitted.history[-1] if fitted.history else {}
     shown = ", ".join(
         f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "validation_accuracy") if name in last

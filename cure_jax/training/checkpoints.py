@@ -6,7 +6,8 @@ exists. So every checkpoint carries the SHA-256 digest of its whole state, a dam
 deleted) once an older one has proved usable, and a save either happens or raises.
 
 Leaves are saved as host arrays by name, like `params.Dense_0.kernel`. A checkpoint thus depends neither on the number
-of devices nor on how the training step was distributed over them.
+of devices nor on how the training step was distributed over them. In a run of several processes all of them call
+every method, orbax keeps them in step, the first one writes, and a checkpoint counts only if all of them can read it.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
+from cure_jax import distributed
 from cure_jax.training.workdir import file_system_path
 
 _LOGGER = logging.getLogger(__name__)

@@ -1,5 +1,6 @@
 """The training loop on the host: steps in compiled runs, metrics, checkpoints, and an exact resume."""
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cure_jax import distributed
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
@@ -22,6 +24,7 @@ from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.network import apply_batch, classifier
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
+from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
 from cure_jax.training.step import Recipe
 from cure_jax.validation import validate
@@ -73,13 +76,17 @@ def fit(
 ) -> Fitted:
     """Trains a flax network so that its predictions can be proved not to change.
 
+    Several processes that have joined (`cure_jax.distributed.initialize`) call it with the same arguments and share
+    the work; files are written by the first one, where all of them must be able to read.
+
     Args:
       model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
         argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
-        resumes there, and ends with the same numbers. Nothing is written if None.
+        resumes there, on any number of devices and processes, and ends with the same numbers. Nothing is written if
+        None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint.
 
     Returns:
@@ -88,8 +95,10 @@ def fit(
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
       WorkdirError: if `workdir` was made with another config; nothing in it is changed.
-      CheckpointError: if no checkpoint in `workdir` is usable.
+      CheckpointError: if no checkpoint in `workdir` is usable, or one could not be saved.
       TrainingDiverged: if the loss is not finite, naming the step.
+      Preempted: after SIGTERM, once the state is saved.
+      RuntimeError: if the processes were given different things.
     """
     check(config)
     images, labels = _prepared(model, data)
@@ -103,12 +112,16 @@ def fit(
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
     state = initial_state(config, recipe, images[:1])
+    distributed.check_same(
+        config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
+    )
     if workdir is None:
         return trainer.run(state, None, None)
     with Checkpoints(Path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
+            _LOGGER.info("Resumed at step %d in %s.", restored[0], workdir)
         with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
             return trainer.run(state, checkpoints, writer)
 
@@ -186,24 +199,33 @@ class _Trainer:
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
         compiled = self._compiled()
-        images, labels = jax.device_put(self.data)
+        # On the device once and for all, or the part of each process run by run.
+        images, labels = jax.device_put(self.data) if jax.process_count() == 1 else self.data
         history: list[dict[str, float | int]] = []
         step = int(state.step)
-        with progress(self.total, "train", start=step) as bar:
+        listen = notices() if checkpoints is not None else contextlib.nullcontext(lambda steps: False)
+        with listen as told_to_stop, progress(self.total, "train", start=step) as bar:
             while step < self.total:
                 # Runs end at multiples of scan_steps, so that a resumed training is cut up like an undisturbed one.
                 count = min(self.config.scan_steps, self.total - step)
                 state, metrics = compiled(state, images, labels, self._rows(step, count))
                 record = _summary(metrics, step)
                 due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
+                stop = told_to_stop(range(step + 1, step + count + 1))
                 step += count
                 if self.workdir is not None and not history:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
                     workdirs.write_config(self.workdir, _identity(self.config))
                 history.append({"step": step, **record})
-                self._record(state, history[-1], due or step == self.total, checkpoints, writer)
+                due = due or step == self.total
+                if due and self.validation is not None:
+                    history[-1]["validation_accuracy"] = self._accuracy(state, self.validation)
+                self._record(state, history[-1], due or stop, checkpoints, writer)
                 bar.advance(count, loss=record["loss"])
-        return Fitted(self.recipe.model, jax.device_get(state), history)
+                if stop and step < self.total and checkpoints is not None:
+                    checkpoints.close()
+                    raise Preempted(step)
+        return Fitted(self.recipe.model, jax.device_get(distributed.local(state)), history)
 
     def _compiled(self) -> Run:
         mode = self.config.parallel
@@ -224,17 +246,14 @@ class _Trainer:
         writer: MetricWriter | None,
     ) -> None:
         step = int(record["step"])
-        if save and self.validation is not None:
-            record["validation_accuracy"] = self._accuracy(state, self.validation)
         if writer is not None:
             writer.write(step, {name: value for name, value in record.items() if name != "step"})
         if save and checkpoints is not None:
             checkpoints.save(step, state, {"validation_accuracy": record.get("validation_accuracy")})
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
-        logits = jax.jit(apply_batch, static_argnums=0)(
-            self.recipe.model, state.variables, as_pixels(jnp.asarray(data[0]))
-        )
+        variables = distributed.local(state.variables)
+        logits = jax.jit(apply_batch, static_argnums=0)(self.recipe.model, variables, as_pixels(jnp.asarray(data[0])))
         return float(np.mean(np.argmax(jax.device_get(logits), axis=-1) == data[1]))
 
 
