@@ -15,9 +15,20 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["check_same", "divide", "first_says", "fetch", "initialize", "local", "ordered_devices", "replicate"]
+__all__ = [
+    "check_same",
+    "divide",
+    "fetch",
+    "first_says",
+    "initialize",
+    "local",
+    "mesh_of_all",
+    "ordered_devices",
+    "replicate",
+    "spans_processes",
+]
 
 _ADVICE = "Pass coordinator_address (HOST:PORT of process 0), num_processes and process_id, all three."
 # How a launcher of ours hands these over where no cluster does.
@@ -139,6 +150,11 @@ def _on_tpu(environment: Mapping[str, str]) -> bool:
 def ordered_devices() -> list[Any]:
     """All devices, process by process, so that each process has one contiguous part of every batch."""
     return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
+def mesh_of_all(axis_name: str = "data") -> Mesh:
+    """The devices of all processes along one axis."""
+    return Mesh(np.asarray(ordered_devices()), (axis_name,), axis_types=(AxisType.Auto,))
 
 
 def spans_processes(devices: Any) -> bool:

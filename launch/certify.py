@@ -4,7 +4,8 @@
 
 writes into the work directory: `certify.json` (fractions over the same images), `certify.npz` (per-example verdicts)
 and `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
---split=validation, whose results go to `validation.json`, `.npz` and `.png`.
+--split=validation, whose results go to `validation.json`, `.npz` and `.png`. The images are divided over all devices,
+of several processes too (launch/README.md).
 """
 
 import functools
@@ -21,11 +22,11 @@ from absl import flags
 from ml_collections import config_flags
 
 import cure_jax as cj
-from cure_jax import training
+from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
 from cure_jax.report import plots
 from cure_jax.training.workdir import write_atomically
-from launch import common
+from launch import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
@@ -42,6 +43,7 @@ _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"],
 
 def main() -> None:
     """Certifies, attacks, writes."""
+    is_first = processes.join()
     config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
     arithmetic = _ARITHMETIC.value
     bound_method(_METHOD.value, arithmetic if arithmetic == "outward" else "float32")
@@ -53,6 +55,7 @@ def main() -> None:
     fitted = training.restore(model, images[:1], config, workdir)
 
     start = time.monotonic()
+    batch_size, mesh = _batches(len(images))
     prove = functools.partial(
         cj.certify_dataset,
         fitted.classifier,
@@ -60,7 +63,8 @@ def main() -> None:
         labels,
         method=_METHOD.value,
         arithmetic=arithmetic,
-        batch_size=min(_BATCH_SIZE.value, len(images)),
+        batch_size=batch_size,
+        mesh=mesh,
         show_progress=True,
     )
     attack = functools.partial(
@@ -70,12 +74,19 @@ def main() -> None:
         labels,
         key=jax.random.key(0),
         steps=_ATTACK_STEPS.value,
-        batch_size=min(_BATCH_SIZE.value, len(images)),
+        batch_size=batch_size,
+        mesh=mesh,
     )
     radii, reported = dict(config.radii), dict(config.reported)
     certificate = prove(training.make_regions({**radii, **reported}))
     attacked = attack(training.make_regions({**radii, **reported}))
     seconds = time.monotonic() - start
+    curves = {
+        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
+        for norm, eps in {**radii, **reported}.items()
+    }
+    if not is_first:
+        return
 
     union = np.all(np.stack([certificate.verified[norm] for norm in radii]), axis=0)
     attacked_union = np.all(np.stack([attacked.survived[norm] for norm in radii]), axis=0)
@@ -95,6 +106,8 @@ def main() -> None:
         "step": int(fitted.state.step),
         "arithmetic": arithmetic,
         **_environment(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "config": config.to_dict(),
     }
     name = "certify" if _SPLIT.value == "test" else _SPLIT.value
@@ -104,13 +117,17 @@ def main() -> None:
     verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
     verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
     np.savez_compressed(workdir / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
-    curves = {
-        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
-        for norm, eps in {**radii, **reported}.items()
-    }
     plots.certified_against_radius(workdir / f"{name}.png", curves, training_radii=radii)
     shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
     print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
+
+
+def _batches(num_examples: int) -> tuple[int, jax.sharding.Mesh | None]:
+    """Images at once, and the devices over which they are divided: all there are."""
+    batch_size, devices = min(_BATCH_SIZE.value, num_examples), jax.device_count()
+    if devices == 1:
+        return batch_size, None
+    return -(-batch_size // devices) * devices, distributed.mesh_of_all()
 
 
 def _share(verdicts: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, *, max_to_keep: int = 3) -> None:
         self._directory = file_system_path(directory)
+        self._saving: int | None = None
         logging.getLogger("absl").addFilter(_drop_orbax_chatter)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -82,11 +83,24 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            # What went wrong first is what the user should see.
+            _LOGGER.error("%s", failure)
 
     def close(self) -> None:
-        """Wait for the last save and release what orbax holds."""
-        self._manager.close()
+        """Wait for the last save and release what orbax holds.
+
+        Raises:
+          CheckpointError: If the last save failed.
+        """
+        try:
+            self._wait()
+        finally:
+            self._manager.close()
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Save a state. Returns once it is copied to the host; the files are written in the background.
@@ -99,7 +113,8 @@ class Checkpoints:
           metadata: What goes with it, JSON-serialisable.
 
         Raises:
-          CheckpointError: If another state was saved at this step.
+          CheckpointError: If another state was saved at this step, or the last save failed: a full disk is
+            noticed when the next state is saved, or at the end.
           TypeError: If `metadata` is not JSON-serialisable.
         """
         leaves = _named_leaves(state)
@@ -112,16 +127,18 @@ class Checkpoints:
         }
         record = json.loads(json.dumps(record))
         record["seal"] = _seal(record)
-        self._manager.wait_until_finished()
-        if step in _steps(self._directory) and self._is_saved(step, record):
+        self._wait()
+        if distributed.first_says(step in _steps(self._directory)) and self._is_saved(step, record):
             return
         # Orbax refuses arrays without elements. They are made anew from their description.
         stored = {name: array for name, array in arrays.items() if array.size}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record)),
-            force=True,  # or else orbax skips, silently, what is not newer than the newest step
-        )
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record))
+        self._saving = step
+        try:
+            # Without force, orbax skips, silently, what is not newer than the newest step.
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._not_saved(error) from error
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Restore the newest usable checkpoint.
@@ -141,9 +158,9 @@ class Checkpoints:
           CheckpointError: If there are checkpoints, but none is usable, or the newest usable one does not fit
             `abstract_state`. Nothing is touched then.
         """
-        self._manager.wait_until_finished()
+        self._wait()
         damaged: dict[int, str] = {}
-        for candidate in _candidates(self._directory, step):
+        for candidate in _agreed(lambda: _candidates(self._directory, step)):
             try:
                 state, metadata = _read(self._directory / str(candidate), abstract_state)
             except _DamagedError as error:
@@ -161,10 +178,31 @@ class Checkpoints:
             )
         return None
 
+    def _wait(self) -> None:
+        """Wait for the last save; it failed or is complete."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(error) from error
+        self._saving = None
+
+    def _not_saved(self, error: Exception) -> CheckpointError:
+        """Whatever orbax and the file system below it raise, in one sentence; the next save is a new attempt."""
+        step, self._saving = self._saving, None
+        reason = " ".join(str(error).split())
+        if len(reason) > 300:
+            reason = f"{reason[:150]} ... {reason[-150:]}"
+        newest = max(_steps(self._directory), default="none yet")
+        return CheckpointError(
+            f"The checkpoint of step {step} could not be saved in {self._directory} ({type(error).__name__}: "
+            f"{reason}); a directory that can be written and has room was expected. Make room, and give the same "
+            f"command: it resumes at the newest complete checkpoint, {newest}."
+        )
+
     def _is_saved(self, step: int, record: dict[str, Any]) -> bool:
         """Whether this very checkpoint is there already; a damaged one in its place is moved aside."""
         try:
-            saved = _read_record(self._directory / str(step))
+            saved = _agreed(lambda: _read_record(self._directory / str(step)))
         except _DamagedError as error:
             _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", step, self._directory, error)
             self._set_aside([step])
@@ -211,7 +249,7 @@ def load(
     """
     logging.getLogger("absl").addFilter(_drop_orbax_chatter)
     directory = file_system_path(directory)
-    newest = next(iter(_candidates(directory, step)), None)
+    newest = next(iter(_agreed(lambda: _candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
             f"No checkpoint in {directory}: one was expected. Run launch/train.py with this work directory first, or "
@@ -267,20 +305,44 @@ def _read(path: Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
       _DamagedError: If it is not, to the last bit, what was saved; agreed between all processes.
       CheckpointError: If it is undamaged but of another state than `abstract_state`.
     """
-    reason, arrays, record = None, {}, {}
+    failure: Exception | None = None
+    arrays, record = {}, {}
     abstract_leaves = _named_leaves(abstract_state)
     try:
         record = _read_record(path)
         _check_fit(path, record["leaves"], abstract_leaves)
         arrays = _read_arrays(path, abstract_leaves, record["sha256"])
-    except _DamagedError as error:
-        reason = str(error)
-    if jax.process_count() > 1 and multihost_utils.process_allgather(np.asarray(reason is not None)).any():
-        reason = reason or "another process could not read it"
-    if reason is not None:
-        raise _DamagedError(reason)
+    except (_DamagedError, CheckpointError) as error:
+        failure = error
+    _raise_everywhere(failure)
     leaves = [_like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record["metadata"]
+
+
+def _raise_everywhere(failure: Exception | None) -> None:
+    """Raises what went wrong here, or that something did elsewhere: on all processes or on none."""
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(failure is not None)))
+        if failed.size and failure is None:
+            failure = _DamagedError(
+                f"process {failed[0]} cannot use it, see its log; all processes must see the same files"
+            )
+    if failure is not None:
+        raise failure
+
+
+def _agreed(look: Callable[[], Any]) -> Any:
+    """What the first process finds, or raises, on all of them: they might see changes at different times."""
+    answer: list[Any] = []
+    if jax.process_index() == 0:
+        try:
+            answer = ["found", look()]
+        except (_DamagedError, CheckpointError) as error:
+            answer = [type(error).__name__, str(error)]
+    kind, value = distributed.first_says(answer)
+    if kind == "found":
+        return value
+    raise (CheckpointError if kind == CheckpointError.__name__ else _DamagedError)(value)
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -354,6 +416,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _host_array(leaf: Any) -> np.ndarray:
+    leaf = distributed.local(leaf)
     # A copy: on CPU, NumPy would look into a buffer that a later step, to which it is donated, overwrites.
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 

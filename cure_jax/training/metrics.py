@@ -75,6 +75,7 @@ class MetricWriter:
 
         Raises:
           ValueError: If a metric is not a scalar, or is named "step" or "tag".
+          OSError: If the file cannot be written, for instance because the disk is full.
         """
         if self._file is None:
             return
@@ -85,8 +86,14 @@ class MetricWriter:
             )
         values = {name: _number(name, value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(_line({"step": int(step), "tag": tag, **finite}))
-        self._file.flush()
+        try:
+            self._file.write(_line({"step": int(step), "tag": tag, **finite}))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                f"The metrics of step {step} could not be written to {self._file.name} ({error.strerror}). Make room, "
+                "and give the same command: it resumes at the newest complete checkpoint."
+            ) from error
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{tag}/{name}", value, int(step))

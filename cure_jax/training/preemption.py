@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 __all__ = ["Preempted", "notices"]
 
 
-class Preempted(Exception):  # noqa: N818  (nothing went wrong)
+class Preempted(Exception):
     """The run was told to stop and saved its state; the same command continues it.
 
     Attributes:
