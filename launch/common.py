@@ -12,7 +12,7 @@ import jax
 from absl import app, flags
 
 from cure_jax import data, models
-from cure_jax.training import CheckpointError, Preempted, TrainingDiverged, WorkdirError
+from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.config import Config
 
 # What a user can put right; anything else is a bug and keeps its traceback.
@@ -31,8 +31,6 @@ def run(main: Callable[[], None]) -> None:
         _enable_compilation_cache()
         try:
             main()
-        except Preempted as notice:
-            print(notice)
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 _fail_at_once()

@@ -6,6 +6,8 @@ An interrupted run resumes when the same command is given again, on any number o
 it saves its state first. As several processes: launch/README.md. See `cure_jax.training.default_config` for the fields.
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -14,6 +16,11 @@ from launch import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
+_PREEMPTED_STATUS = flags.DEFINE_integer(
+    "preempted_status",
+    0,
+    "Exit status after SIGTERM, once the state is saved. Not 0: schedulers try again.",
+)
 
 
 def main() -> None:
@@ -23,9 +30,12 @@ def main() -> None:
     train = common.load_split(config, "train")
     validation = common.load_split(config, "validation")
     model = common.create_model(config, train.num_classes)
-    fitted = training.fit(
-        model, (train.images, train.labels), config, workdir, validation=(validation.images, validation.labels)
-    )
+    arrays = (train.images, train.labels)
+    try:
+        fitted = training.fit(model, arrays, config, workdir, validation=(validation.images, validation.labels))
+    except training.Preempted as notice:
+        print(notice)
+        sys.exit(_PREEMPTED_STATUS.value)
     if not is_first:
         return
     last = fitted.history[-1] if fitted.history else {}
