@@ -3,6 +3,7 @@
     python launch/benchmark.py bounds --eps 0.05 0.1 0.3
     python launch/benchmark.py bounds --weights=WEIGHTS.npz --auto_lirpa=CHECKOUT --peer_python=ENV/bin/python
     python launch/benchmark.py convolution
+    python launch/benchmark.py memory --model=cnn7 --method=alpha_crown
     python launch/benchmark.py projection --json=projection.json
 
 The programs of a table take turns, so that whatever else the machine does meets all of them. Seconds are of that
@@ -27,8 +28,10 @@ import jax
 from rich.console import Console
 
 from cure_jax.training.workdir import write_atomically
-from launch.benchmarks import bounds, convolution, projection
+from launch.benchmarks import bounds, convolution, memory, projection
 from launch.benchmarks.timing import Report, table
+
+_BENCHMARKS = {"bounds": bounds, "convolution": convolution, "memory": memory, "projection": projection}
 
 _NOTE = (
     "Time of one call: shortest, median, least of all cores together (cpu), and first, which compiles. Ratios of the "
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK", dest="benchmark")
-    for name, module in (("bounds", bounds), ("convolution", convolution), ("projection", projection)):
+    for name, module in _BENCHMARKS.items():
         summary = str(module.__doc__).partition("\n")[0]
         command = commands.add_parser(name, help=summary, description=module.__doc__, allow_abbrev=False)
         command.add_argument("--rounds", type=positive, default=10, help="how often each program is timed")

@@ -13,6 +13,7 @@ from absl import app, flags
 
 from cure_jax import data, models
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
+from cure_jax.training.augmentation import center_crop
 from cure_jax.training.config import Config
 
 # What a user can put right; anything else is a bug and keeps its traceback.
@@ -74,8 +75,11 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def load_split(config: Config, split: str) -> data.Dataset:
-    """One split of the config's data set."""
-    return data.load(config.dataset, split, config.data_dir or None)
+    """One split of the config's data set; what is not trained on is cut to the size that is certified."""
+    loaded = data.load(config.dataset, split, config.data_dir or None)
+    if split == "train":
+        return loaded
+    return loaded._replace(images=center_crop(loaded.images, config.augmentation.crop))
 
 
 def create_model(config: Config, num_classes: int) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Trains on Google Kubernetes Engine: a JobSet, or the same through xpk.
+r"""Trains on Google Kubernetes Engine: a JobSet, or the same through xpk.
 
-    python launch/gke.py jobset --name=run --image=IMAGE --topology=8x8 [--spot] [--dry_run] -- \\
+    python launch/gke.py jobset --name=run --image=IMAGE --topology=8x8 [--spot] [--dry_run] -- \
         --config=configs/pod.py:mnist_cpu:max --workdir=gs://BUCKET/run
     python launch/gke.py xpk --name=run --image=IMAGE --cluster=CLUSTER --zone=ZONE --type=v5litepod-64 -- ...
 

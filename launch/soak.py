@@ -37,8 +37,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the points of interruption.")
 TIMEOUT = 600.0
 MARKS = ("<!-- soak: begin -->", "<!-- soak: end -->")
 CONFIG = ("--config=configs/digits.py:scratch",)
-# Fifty steps through all stages; as many calls as steps, so that a mishap finds many places. With the rate of the config,
-# float32 leaves a few parameters further apart (docs/pods.md); float64 keeps that rate.
+# Fifty steps through all stages; as many calls as steps, so that a mishap finds many places. At the rate of the config,
+# single float32 parameters end further apart (docs/pods.md says why); float64 keeps that rate.
 STEPS = (
     "--config.epochs=5",
     "--config.ramp_end=3.0",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
@@ -88,17 +89,40 @@ class Layers(NamedTuple):
 
 
 def ibp_with_layers(
-    f: Callable[[jax.Array], jax.Array], *, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    f: Callable[[jax.Array], jax.Array],
+    *,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+    shrinking: float = 0.0,
 ) -> Callable[[Region], tuple[Interval, Layers]]:
-    """As `ibp`, and returns the intervals inside the network too."""
+    """As `ibp`, and returns the intervals inside the network too.
+
+    Args:
+      f: as for `ibp`.
+      precision: of matrix products and convolutions.
+      shrinking: before every ReLU whose sign is not known, the upper end is multiplied by 1 - shrinking / 2. The result
+        is no bound any more: for training only.
+
+    References:
+      Mueller et al., "Certified Training: Small Boxes are All You Need" (SABR), ICLR 2023, Section 4 (ReLU shrinking).
+    """
 
     def bounds(region: Region) -> tuple[Interval, Layers]:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        intervals = propagate(graph, region)
+        intervals = propagate(graph, region, _shrunk(shrinking) if shrinking else None)
         output = linear.concretized_output(graph, region, {}, intervals)
         return output, Layers(intervals[_first_mixed(graph).index], _pre_activations(graph, intervals))
 
     return bounds
+
+
+def _shrunk(shrinking: float) -> Refine:
+    def refine(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
+        if equation.name != "max" or len(operands) > 1:
+            return operands
+        (x,) = operands
+        return [Interval(x.lower, jnp.where((x.lower < 0) & (x.upper > 0), (1 - shrinking / 2) * x.upper, x.upper))]
+
+    return refine
 
 
 def _first_mixed(graph: graphs.Graph) -> graphs.Node:

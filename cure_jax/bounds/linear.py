@@ -25,7 +25,7 @@ from cure_jax.bounds.coefficients import Coefficients, Window
 from cure_jax.bounds.rounding import lowered, pinned
 from cure_jax.bounds.selection import map_selected
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.regions import Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
 
 __all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output", "pull_affine"]
@@ -177,6 +177,8 @@ def _concretize_outward(
 
 def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Array:
     """The greatest value of minus a linear function over the region."""
+    if isinstance(region, Hull):
+        return jnp.max(jnp.stack([_support(member, coefficients, node) for member in region.members]))
     if isinstance(coefficients, Window) and isinstance(region, LpBall):
         return _restricted(region, coefficients).support(-coefficients.value)
     return region.support(-forms.dense(coefficients, node.shape))

@@ -17,7 +17,7 @@ ICLR 2018.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -26,11 +26,20 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.linear import backsubstitute
-from cure_jax.bounds.spectral import BlockNorms, blocks, norms_by_block, sources
+from cure_jax.bounds.spectral import BlockNorms, as_block_norms, blocks, norms_by_block, sources
 from cure_jax.graph import Graph, Node
 from cure_jax.regions import Hull, Interval, LpBall, Region
 
-__all__ = ["block_rows", "certified", "enclosing_ball", "initial_vectors", "lipschitz", "pairwise_lipschitz", "reach"]
+__all__ = [
+    "block_rows",
+    "certified",
+    "enclosing_ball",
+    "estimated_norms",
+    "initial_vectors",
+    "lipschitz",
+    "pairwise_lipschitz",
+    "reach",
+]
 
 # Rows of the last block that are formed at once.
 _ROWS_AT_ONCE = 256
@@ -105,7 +114,7 @@ def certified(graph: Graph, region: Region, norms: Mapping[tuple[int, int], jax.
     value = graph.evaluate(center)
     if not isinstance(graph.output, Node):
         return Interval(value, value)
-    constants = _proved_constants(graph, norms)
+    constants = _constants(graph, norms)
     moved = jnp.zeros_like(value)
     for index, rows in block_rows(graph, graph.output, _row_norm).items():
         moved = moved + _times(constants[index], rows)
@@ -149,8 +158,8 @@ def _times(constant: jax.Array, rows: jax.Array) -> jax.Array:
     return jnp.where((constant > 0) & (rows > 0), constant * rows, 0)
 
 
-def _proved_constants(graph: Graph, norms: Mapping[tuple[int, int], jax.Array]) -> dict[int, jax.Array]:
-    """Upper bounds on the Lipschitz constants, from the input, of the input itself (1) and of every nonlinear node."""
+def _constants(graph: Graph, norms: Mapping[tuple[int, int], jax.Array]) -> dict[int, jax.Array]:
+    """Lipschitz constants of the input itself (1) and of every nonlinear node, upper bounds if the norms are."""
     constants = {graph.input.index: jnp.ones((), graph.input.dtype)}
     for equation in graph.equations:
         rule = rules.lookup(equation)
@@ -174,6 +183,24 @@ def initial_vectors(graph: Graph, key: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jax.random.normal(k, start.shape, start.dtype) for k, start in zip(keys[1:], starts, strict=True))
 
 
+def estimated_norms(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[BlockNorms, tuple[jax.Array, ...]]:
+    """Estimates the 2-norms of the affine blocks: cheap, and differentiable with respect to the parameters.
+
+    Args:
+      graph: the network.
+      vectors: from `initial_vectors`, or from the last call; one more power iteration is done on each.
+
+    Returns:
+      What `box_ball` and others take as `norms`, with gradients by u^T W v, the vectors held fixed. And the new
+      vectors.
+
+    Soundness:
+      Estimates from below; for training only. `spectral.block_norms` bounds them from above.
+    """
+    pairs = [_power_iteration(graph, *block, vector) for block, vector in zip(blocks(graph), vectors, strict=True)]
+    return as_block_norms(graph, [norm for norm, _ in pairs]), tuple(vector for _, vector in pairs)
+
+
 def pairwise_lipschitz(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Estimates the Lipschitz constant of every difference of two logits.
 
@@ -188,9 +215,10 @@ def pairwise_lipschitz(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[jax.
     Soundness:
       An estimate from below; for training only.
     """
-    constants, vectors = _constants(graph, vectors)
     if not isinstance(graph.output, Node):
         raise ValueError("The classifier does not depend on its input; expected one that does. Check its parameters.")
+    norms, vectors = estimated_norms(graph, vectors)
+    constants = _constants(graph, norms_by_block(graph, norms))
     classes, output = graph.output.shape[0], graph.output
 
     def row(index: jax.Array) -> dict[int, jax.Array]:
@@ -209,38 +237,6 @@ def _distances(rows: jax.Array) -> jax.Array:
     squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
     positive = (squared > 0) & ~jnp.eye(rows.shape[0], dtype=bool)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
-
-
-def _constants(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[dict[int, jax.Array], tuple[jax.Array, ...]]:
-    """Lipschitz constants, from the input, of the input itself (1) and of every nonlinear node."""
-    constants = {graph.input.index: jnp.ones((), graph.input.dtype)}
-    targets: dict[int, jax.Array] = {}
-    remaining, renewed = iter(vectors), []
-    for equation in graph.equations:
-        rule = rules.lookup(equation)
-        if not isinstance(rule, rules.Nonlinear):
-            continue
-        for target in equation.bounded:
-            if target.index not in targets:
-                targets[target.index] = _target_constant(graph, target, constants, remaining, renewed)
-        operands = jnp.stack([targets[target.index] for target in equation.bounded])
-        constants[equation.output.index] = rule.lipschitz(equation) * numerics.norm(operands, 2)
-    return constants, tuple(renewed)
-
-
-def _target_constant(
-    graph: Graph,
-    target: Node,
-    constants: dict[int, jax.Array],
-    vectors: Iterator[jax.Array],
-    renewed: list[jax.Array],
-) -> jax.Array:
-    total = jnp.zeros((), target.dtype)
-    for source in sources(graph, target):
-        norm, vector = _power_iteration(graph, source, target, next(vectors))
-        renewed.append(vector)
-        total = total + norm * constants[source.index]
-    return total
 
 
 def _power_iteration(graph: Graph, source: Node, target: Node, vector: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -30,7 +30,16 @@ from cure_jax import rules
 from cure_jax.bounds.matrix_norms import convolution_norm, gamma, norm_of_rows, slack
 from cure_jax.graph import Equation, Graph, Node
 
-__all__ = ["BlockNorms", "block_norms", "blocks", "norms_by_block", "operator_norm", "row_norms", "sources"]
+__all__ = [
+    "BlockNorms",
+    "as_block_norms",
+    "block_norms",
+    "blocks",
+    "norms_by_block",
+    "operator_norm",
+    "row_norms",
+    "sources",
+]
 
 # The matrix of a block is formed as such up to this many rows (a squaring takes 2 * 2048^3 operations) and entries.
 _MOST_ROWS, _MOST_ENTRIES = 2048, 2**27
@@ -76,8 +85,7 @@ def block_norms(
       parameters of `f` and no others.
     """
     graph = graphs.trace(f, example, precision=precision)
-    values = tuple(operator_norm(graph, source, target) for source, target in blocks(graph))
-    return BlockNorms(values, _shapes(graph))
+    return as_block_norms(graph, [operator_norm(graph, *block) for block in blocks(graph)])
 
 
 def norms_by_block(graph: Graph, norms: BlockNorms | None) -> dict[tuple[int, int], jax.Array]:
@@ -87,7 +95,7 @@ def norms_by_block(graph: Graph, norms: BlockNorms | None) -> dict[tuple[int, in
       ValueError: if the norms given are those of another network.
     """
     if norms is None:
-        norms = BlockNorms(tuple(operator_norm(graph, *block) for block in blocks(graph)), _shapes(graph))
+        norms = as_block_norms(graph, [operator_norm(graph, *block) for block in blocks(graph)])
     if norms.shapes != _shapes(graph):
         raise ValueError(
             f"The block norms are those of another network: they have blocks {norms.shapes}, this network "
@@ -95,6 +103,11 @@ def norms_by_block(graph: Graph, norms: BlockNorms | None) -> dict[tuple[int, in
         )
     pairs = [(source.index, target.index) for source, target in blocks(graph)]
     return dict(zip(pairs, norms.values, strict=True))
+
+
+def as_block_norms(graph: Graph, values: Sequence[jax.Array]) -> BlockNorms:
+    """Norms of the blocks of a network, in the order of `blocks`."""
+    return BlockNorms(tuple(values), _shapes(graph))
 
 
 def blocks(graph: Graph) -> tuple[tuple[Node, Node], ...]:

@@ -39,7 +39,7 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"{name} has no split {split!r}; expected one of {list(SPLITS)}. Choose one of these.")
-    builder = _prepared_builder(_import_tfds(), name, data_dir)
+    builder = _prepared_builder(import_tfds(), name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(
@@ -50,7 +50,12 @@ def load(
     return *_read(source, features["image"].shape), features["label"].num_classes
 
 
-def _import_tfds() -> ModuleType:
+def import_tfds() -> ModuleType:
+    """The package, if it is installed.
+
+    Raises:
+      ModuleNotFoundError: with the command that installs it.
+    """
     try:
         import tensorflow_datasets
     except ModuleNotFoundError as error:
@@ -65,6 +70,12 @@ def _prepared_builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
+        if name == "tiny_imagenet":
+            raise FileNotFoundError(
+                f"TinyImageNet is not prepared in {data_dir or 'the default folder'}, and not in the TFDS catalogue. "
+                "Prepare it from tiny-imagenet-200.zip: python launch/prepare_tiny_imagenet.py "
+                f"--source=tiny-imagenet-200.zip --data_dir={data_dir or '~/tensorflow_datasets'}"
+            ) from error
         raise FileNotFoundError(
             f"The TFDS set {name!r} is neither in the TFDS catalogue nor prepared in "
             f"{data_dir or 'the default folder'}; expected one or the other. Check data_dir and the name "

@@ -31,6 +31,7 @@ from cure_jax.training.workdir import file_system_path
 
 _LOGGER = logging.getLogger(__name__)
 _DAMAGED = "damaged"
+_VARIABLES = ("params.", "batch_stats.")
 
 
 class CheckpointError(RuntimeError):
@@ -264,6 +265,55 @@ def load(
             f"training, which moves it aside, or choose another step (there are: {others})."
         ) from error
     return newest, state, metadata
+
+
+def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTree:
+    """Parameters and running averages of another training, to start from.
+
+    Args:
+      path: A work directory, the newest of whose checkpoints is read; or an `.npz` with arrays by names like
+        `params.Dense_0.kernel`, as other programs can write it.
+      abstract_variables: What is expected, for example `{"params": ..., "batch_stats": ...}`.
+
+    Returns:
+      Arrays in the structure of `abstract_variables`.
+
+    Raises:
+      CheckpointError: If there is nothing, it is damaged, or it belongs to another model.
+    """
+    path, leaves = file_system_path(path), _named_leaves(abstract_variables)
+    if path.suffix == ".npz":
+        if not path.is_file():
+            raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        _check_fit(path, {name: _describe(array) for name, array in arrays.items()}, leaves)
+    else:
+        newest = next(iter(_candidates(path / "checkpoints", None)), None)
+        if newest is None:
+            raise CheckpointError(
+                f"No checkpoint in {path / 'checkpoints'}: one was expected to start from. Train there first, or "
+                "correct start_from."
+            )
+        path = path / "checkpoints" / str(newest)
+        try:
+            record = _read_record(path)
+            variables = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(_VARIABLES)}
+            _check_fit(path, variables, leaves)
+            # All of them, as the digest is that of the whole state.
+            arrays = _read_arrays(
+                path, {name: _abstract(text) for name, text in record["leaves"].items()}, record["sha256"]
+            )
+        except _DamagedError as error:
+            raise CheckpointError(f"Checkpoint {path} is damaged: {error}; an undamaged one was expected.") from error
+    return jax.tree.unflatten(jax.tree.structure(abstract_variables), [jnp.asarray(arrays[name]) for name in leaves])
+
+
+def _abstract(description: str) -> jax.ShapeDtypeStruct:
+    """The inverse of `_describe`; of keys what is stored of them does not matter."""
+    dtype, _, shape = description.removesuffix("]").partition("[")
+    stored = "uint32" if dtype.startswith("key<") else dtype
+    return jax.ShapeDtypeStruct(tuple(map(int, filter(None, shape.split(",")))), np.dtype(stored))
 
 
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:

@@ -20,7 +20,8 @@ from jax.tree_util import Partial
 
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, schedules
-from cure_jax.training.gradient_projection import gradient_projection
+from cure_jax.training.augmentation import augmentation
+from cure_jax.training.gradient_projection import EpochProjectionState, epoch_projection, gradient_projection
 from cure_jax.training.parallel import MODES
 from cure_jax.training.step import Alignment, Recipe
 
@@ -33,15 +34,19 @@ PIXELS = (0.0, 1.0)
 _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "natural": {},
     "pgd": {},
-    "ibp": {"fraction": 1.0},
-    "small_box": {"ratio": 0.4, "inside": False},
+    "ibp": {"fraction": 1.0, "shrinking": 0.0},
+    "small_box": {"ratio": 0.4, "inside": False, "shrinking": 0.0},
+    "crown_ibp": {"fraction": 1.0, "final": 0.0},
+    "expressive": {"combination": "mtl", "alpha": 0.1},
     "dual_norm": {"fraction": 1.0},
+    "box_ball": {"fraction": 1.0},
     "lipschitz": {"fraction": 1.0},
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "combine": ("joint", "worst", "random_norm"),
     "precision": ("default", "high", "highest"),
     "initialization": ("ibp", "default"),
+    "projection.every": ("step", "epoch"),
     "parallel": ("auto", *MODES),
 }
 # The least value of every number.
@@ -49,6 +54,7 @@ _LEAST: Mapping[str, int] = {
     **dict.fromkeys(("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"), 1),
     **dict.fromkeys(("seed", "learning_rate", "milestone_factor", "natural_epochs", "kappa_ramp_epochs"), 0),
     **dict.fromkeys(("ramp_end", "regularizer", "l1", "alignment.weight"), 0),
+    **dict.fromkeys(("augmentation.padding", "augmentation.crop"), 0),
 }
 
 
@@ -65,7 +71,8 @@ def default_config() -> Config:
     """
     return ml_collections.ConfigDict(
         {
-            # How tables call the method.
+            # How tables call the setting and the method.
+            "setting": "",
             "name": "",
             "seed": 0,
             "dataset": "digits",
@@ -89,10 +96,16 @@ def default_config() -> Config:
             "ramp_end": 22.0,
             "regularizer": 0.5,
             "l1": 1e-5,
-            # Bound alignment: weight * KL(lower || higher); lower is the norm with the lower certified accuracy.
+            # Before training: the parameters of another work directory, or an .npz of them; empty: random ones.
+            "start_from": "",
+            # Crops of this size (0: of the image's) from the image padded by its edges; certified is the middle.
+            "augmentation": {"flip": False, "padding": 0, "crop": 0},
+            # Bound alignment: weight * KL(lower || higher); lower is the norm with the lower certified accuracy, or
+            # "all": the mean over all ordered pairs of norms.
             "alignment": {"weight": 0.0, "lower": "l2", "higher": "linf"},
             # Gradient projection from start_epoch on (negative: from the end of the ramp); beta 0 switches it off.
-            "projection": {"beta": 0.0, "start_epoch": -1.0},
+            # every: step | epoch (as published: of whole epochs of both trainings).
+            "projection": {"beta": 0.0, "start_epoch": -1.0, "every": "step"},
             "initialization": "ibp",
             # Of matrix products in training bounds: default | high | highest. Certification always uses highest.
             "precision": "default",
@@ -153,7 +166,8 @@ def check(config: Config) -> None:
         value = functools.reduce(getattr, path.split("."), config)
         _require(least <= value < math.inf, path, value, f"a finite number, at least {least}")
     for path, known in _CHOICES.items():
-        _require(getattr(config, path) in known, path, getattr(config, path), f"one of {', '.join(known)}")
+        value = functools.reduce(getattr, path.split("."), config)
+        _require(value in known, path, value, f"one of {', '.join(known)}")
     _check_norms(config)
     _check_schedules(config)
 
@@ -179,6 +193,9 @@ def _check_norms(config: Config) -> None:
 
 def _check_alignment(config: Config) -> None:
     lower, higher = config.alignment.lower, config.alignment.higher
+    if lower == "all":
+        lower, higher = next(iter(_alignment_pairs(config)), ("all", "none"))
+        _require(higher != "none", "alignment.lower", "all", "at least two norms in losses")
     for side, norm in (("lower", lower), ("higher", higher)):
         _require(norm in config.losses, f"alignment.{side}", norm, f"a norm of losses ({', '.join(config.losses)})")
     _require(lower != higher, "alignment.higher", higher, "another norm than alignment.lower")
@@ -207,6 +224,11 @@ def _check_loss(config: Config, name: str, loss: Config) -> None:
         _require(field in known, f"losses.{name}.{field}", value, f"only the fields {', '.join(known)} for {kind}")
         if field == "ratio":
             _require(0 <= value <= 1, f"losses.{name}.ratio", value, "a share of the radius, in [0, 1]")
+        if field in ("alpha", "final", "shrinking"):
+            _require(0 <= value <= 1, f"losses.{name}.{field}", value, "a share in [0, 1]")
+        if field == "combination":
+            known = objectives.COMBINATIONS
+            _require(value in known, f"losses.{name}.combination", value, f"one of {', '.join(known)}")
         if field == "fraction":
             _require(0 <= value < math.inf, f"losses.{name}.fraction", value, "a multiple of the radius, at least 0")
     if kind == "lipschitz":
@@ -238,29 +260,47 @@ def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Reci
     ramp_end = steps(config.ramp_end)
     starts_at_ramp_end = config.projection.start_epoch < 0
     start = ramp_end if starts_at_ramp_end else steps(config.projection.start_epoch)
-    projects = config.projection.beta > 0
+    projects, by_epoch = config.projection.beta > 0, config.projection.every == "epoch"
     adam = optax.scale_by_adam()
     rate = schedules.milestones(
         config.learning_rate, [steps(epoch) for epoch in config.milestones], config.milestone_factor
     )
-    optimizer = optax.chain(
-        gradient_projection(adam, config.projection.beta, start) if projects else optax.with_extra_args_support(adam),
-        optax.scale_by_learning_rate(rate),
-    )
-    aligned = config.alignment
+    if projects and by_epoch:
+        optimizer = epoch_projection(adam, config.projection.beta, start, steps_per_epoch, rate)
+    else:
+        projected = gradient_projection(adam, config.projection.beta, start) if projects else adam
+        optimizer = optax.chain(optax.with_extra_args_support(projected), optax.scale_by_learning_rate(rate))
     return Recipe(
         model=model,
         objective=_batch_objective(config),
         optimizer=optimizer,
         radius_scale=schedules.exponential_ramp(steps(config.natural_epochs), ramp_end),
         natural_weight=schedules.natural_weight(steps(config.natural_epochs), steps(config.kappa_ramp_epochs)),
-        alignment=Alignment(aligned.weight, aligned.lower, aligned.higher) if aligned.weight else None,
+        alignment=Alignment(config.alignment.weight, _alignment_pairs(config)) if config.alignment.weight else None,
         regularizer=config.regularizer,
         l1=config.l1,
         projection_start=start if projects else None,
+        natural_point=_natural_path if projects and by_epoch else _certified_path,
+        augment=augmentation(**config.augmentation.to_dict()),
         precision=jax.lax.Precision(config.precision) if config.precision != "default" else None,
-        needs_lipschitz=any(loss.kind == "lipschitz" for loss in config.losses.values()),
+        needs_lipschitz=any(loss.kind in ("lipschitz", "box_ball") for loss in config.losses.values()),
     )
+
+
+def _certified_path(opt_state: Any, params: Any) -> Any:
+    del opt_state
+    return params
+
+
+def _natural_path(opt_state: EpochProjectionState, params: Any) -> Any:
+    del params
+    return opt_state.natural_params
+
+
+def _alignment_pairs(config: Config) -> tuple[tuple[str, str], ...]:
+    if config.alignment.lower == "all":
+        return tuple(itertools.permutations(config.losses, 2))
+    return ((config.alignment.lower, config.alignment.higher),)
 
 
 def _batch_objective(config: Config) -> multi_norm.BatchObjective:
@@ -278,7 +318,10 @@ def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
         "pgd": functools.partial(objectives.adversarial, ball, eps, steps=steps),
         "ibp": functools.partial(objectives.box, ball, eps),
         "small_box": functools.partial(objectives.small_box, ball, eps, steps=steps),
+        "crown_ibp": functools.partial(objectives.crown_ibp, ball, eps),
+        "expressive": functools.partial(objectives.expressive, ball, eps, steps=steps),
         "dual_norm": functools.partial(objectives.dual_norm, ball, eps),
+        "box_ball": functools.partial(objectives.box_ball, ball, eps),
         "lipschitz": functools.partial(objectives.lipschitz, eps),
     }
     return makers[loss.kind](**settings)

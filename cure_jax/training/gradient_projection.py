@@ -4,8 +4,8 @@ Certified training costs clean accuracy. CURE keeps the part of natural training
 certificate: parameter tensor by parameter tensor, the natural update is admitted in proportion to the cosine of its
 angle with the certified one, and dropped where the two oppose each other.
 
-`combine` is that formula, for any two updates. `gradient_projection` applies it at every step of an optimiser; a
-form that combines whole epochs calls `combine` on the two differences of parameters.
+`combine` is that formula, for any two updates. `gradient_projection` applies it at every step of an optimiser,
+`epoch_projection` to how far two copies of the network go in an epoch.
 """
 
 from typing import Any, NamedTuple
@@ -193,4 +193,128 @@ def gradient_projection(
         )
 
     # optax knows states only as trees of arrays, this one has a name.
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]
+
+
+class EpochProjectionState(NamedTuple):
+    """State of `epoch_projection`: two optimisers, and the two ends and the start of the paths they take."""
+
+    step: jax.Array  # shape=(), dtype=jnp.int32
+    certified: optax.OptState
+    natural: optax.OptState  # stays as inner.init(params) before the first period that is projected
+    start: optax.Params  # at the beginning of this period
+    natural_params: optax.Params  # where the natural path has come to
+
+
+def epoch_projection(
+    inner: optax.GradientTransformation,
+    beta: float,
+    start_step: int,
+    period: int,
+    learning_rate: optax.Schedule,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Combine whole epochs of certified and of natural training, as published.
+
+    Two copies of the parameters leave the same point :math:`\theta_0`. One is trained with certified gradients, the
+    other with natural ones, each by its own copy of an optimiser; at the end of the period both are replaced by
+
+    .. math::
+
+      \theta_0 + (1 - \beta) \, \Delta_c + \beta \, \max(\cos(\Delta_n, \Delta_c), 0) \, \Delta_n ,
+
+    leaf by leaf, with :math:`\Delta` how far each has gone, see `combine`. In between the parameters are those of the
+    certified path. Natural gradients belong to the other one: take them at `natural_params` of the state.
+
+    Args:
+      inner: The optimiser without its learning rate, such as `optax.scale_by_adam()`.
+      beta: The share of the natural update, in [0, 1].
+      start_step: Periods that begin at this step, counted from 0, or later are projected.
+      period: Steps from one combination to the next, usually those of an epoch; at its multiples both paths meet.
+      learning_rate: Step -> learning rate, for both paths; it is applied here.
+
+    Returns:
+      A transformation with `update(certified_grads, state, params, natural=natural_grads)`. Before the first projected
+      period the natural gradients are ignored, whatever they hold.
+
+    Raises:
+      ValueError: If `beta` is outside [0, 1], `start_step` negative or `period` less than 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> optimizer = epoch_projection(optax.identity(), 0.5, start_step=0, period=2, learning_rate=lambda step: 1.0)
+      >>> params = jnp.array([0.0, 0.0])
+      >>> state = optimizer.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = optimizer.update(jnp.array([-1.0, 0.0]), state, params, natural=jnp.array([-2.0, 0.0]))
+      ...     params = params + updates
+      ...     print(params)
+      [1. 0.]
+      [3. 0.]
+
+    References:
+      Jiang et al., `Towards Generalized Certified Robustness with Multi-Norm Training
+      <https://arxiv.org/abs/2410.03000>`_, 2026, Section 4.3
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"epoch_projection got beta={beta}; a share in [0, 1] was expected. Pass, say, beta=0.8.")
+    if start_step < 0 or period < 1:
+        raise ValueError(
+            f"epoch_projection got start_step={start_step} and period={period}; a step counted from 0 and a positive "
+            "number of steps were expected. Pass the steps of an epoch as period."
+        )
+    inner = optax.with_extra_args_support(inner)
+    first = -(-start_step // period) * period
+
+    def init_fn(params: optax.Params) -> EpochProjectionState:
+        return EpochProjectionState(
+            step=jnp.zeros([], jnp.int32),
+            certified=inner.init(params),
+            natural=inner.init(params),
+            start=params,
+            natural_params=params,
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: EpochProjectionState,
+        params: optax.Params | None = None,
+        *,
+        natural: optax.Updates | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, EpochProjectionState]:
+        if natural is None or params is None:
+            raise TypeError(
+                "epoch_projection got no natural gradients or no parameters; update(certified_grads, state, params, "
+                "natural=natural_grads) was expected. Pass zeros like the certified ones before start_step."
+            )
+        projects = state.step >= first
+        ends = (state.step + 1) % period == 0
+
+        def moved(gradients: optax.Updates, inner_state: Any, point: optax.Params) -> tuple[Any, Any]:
+            change, inner_state = inner.update(gradients, inner_state, point, **extra_args)
+            rate = jnp.asarray(learning_rate(state.step))
+            return optax.apply_updates(point, jax.tree.map(lambda u: (-rate * u).astype(u.dtype), change)), inner_state
+
+        certified_params, certified_state = moved(updates, state.certified, params)
+        natural_params, natural_state = jax.lax.cond(
+            projects,
+            lambda: moved(natural, state.natural, state.natural_params),
+            lambda: (certified_params, state.natural),
+        )
+
+        def meet() -> optax.Params:
+            gone = [jax.tree.map(jnp.subtract, end, state.start) for end in (certified_params, natural_params)]
+            return jax.tree.map(jnp.add, state.start, combine(gone[0], gone[1], beta))
+
+        target = jax.lax.cond(ends & projects, meet, lambda: certified_params)
+        change = jax.tree.map(jnp.subtract, target, params)
+        # As the caller computes them, to the last bit.
+        reached = optax.apply_updates(params, change)
+        new_start, new_natural = jax.tree.map(
+            lambda new, old: jnp.where(ends, new, old), (reached, reached), (state.start, natural_params)
+        )
+        step = jnp.asarray(optax.safe_increment(state.step))
+        return change, EpochProjectionState(step, certified_state, natural_state, new_start, new_natural)
+
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)  # pyright: ignore[reportArgumentType]

@@ -18,7 +18,8 @@ from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
 from cure_jax.progress import progress
 from cure_jax.training import workdir as workdirs
-from cure_jax.training.checkpoints import Checkpoints, load
+from cure_jax.training.augmentation import center_crop
+from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
@@ -34,7 +35,7 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
 # Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints", "reported")
+_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported")
 
 
 class TrainingDiverged(FloatingPointError):
@@ -87,7 +88,7 @@ def fit(
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
         resumes there, on any number of devices and processes, and ends with the same numbers. Nothing is written if
         None.
-      validation: images and labels whose clean accuracy is recorded at every checkpoint.
+      validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
 
     Returns:
       The trained network.
@@ -95,13 +96,14 @@ def fit(
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
       WorkdirError: if `workdir` was made with another config; nothing in it is changed.
-      CheckpointError: if no checkpoint in `workdir` is usable, or one could not be saved.
+      CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
+        does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
       Preempted: after SIGTERM, once the state is saved.
       RuntimeError: if the processes were given different things.
     """
     check(config)
-    images, labels = _prepared(model, data)
+    images, labels = _prepared(model, data, config.augmentation.crop)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -111,7 +113,7 @@ def fit(
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
-    state = initial_state(config, recipe, images[:1])
+    state = initial_state(config, recipe, center_crop(images[:1], config.augmentation.crop))
     distributed.check_same(
         config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
     )
@@ -131,7 +133,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
 
     Args:
       model: the module that was trained.
-      example: `[1, *x]`, of the shape of its inputs.
+      example: `[1, *x]`, of the shape of its inputs (the crop, if the config has one).
       config: that it was trained with.
       workdir: of the run.
 
@@ -158,6 +160,9 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
+    if config.start_from:
+        variables = load_variables(config.start_from, variables)
+        params = variables["params"]
     vectors: tuple[jax.Array, ...] = ()
     if recipe.needs_lipschitz:
         f = classifier(recipe.model, {**variables, "params": params})
@@ -172,10 +177,10 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     )
 
 
-def _prepared(model: nn.Module, data: Arrays) -> Arrays:
+def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
-    example = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+    example = jax.ShapeDtypeStruct((1, *((crop, crop) if crop else images.shape[1:3]), *images.shape[3:]), np.float32)
     logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), example)
     checked, labels = validate(images, labels, logits.shape[-1])
     return images if images.dtype == np.uint8 else checked, labels

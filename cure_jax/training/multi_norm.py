@@ -5,10 +5,10 @@ A batch objective is a function
     objective(network, images, labels, scale, keys, first) -> Outcome(losses, worst)
 
 `keys` holds one key for each example and `first` the global index of the first example, so that what is drawn at
-random does not depend on how the batch is divided over devices. Source: Jiang, Cheung & Singh, "Towards Generalized
-Certified
-  Robustness with Multi-Norm
-Training" (CURE), arXiv 2410.03000, Sections 4.1 (Joint, Max, Random) and 4.2 (bound alignment).
+random does not depend on how the batch is divided over devices.
+
+Source: Jiang, Cheung & Singh, "Towards Generalized Certified Robustness with Multi-Norm Training" (CURE), arXiv
+2410.03000, Sections 4.1 (Joint, Max, Random) and 4.2 (bound alignment).
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, Key
 
 from cure_jax.numerics import psum
-from cure_jax.training.objectives import Network, Objective, Worst
+from cure_jax.training.objectives import Network, Objective, Worst, cross_entropy
 
 __all__ = ["BatchObjective", "Outcome", "alignment", "joint", "random_norm", "worst"]
 
@@ -74,7 +73,7 @@ def joint(objectives: Mapping[str, Objective], weights: Mapping[str, float] | No
     def objective(network, images, labels, scale, keys, first) -> Outcome:
         del first
         results = _every_norm(objectives, network, images, labels, scale, keys)
-        losses = sum(shares[name] * cross_entropy(result.logits, labels) for name, result in results.items())
+        losses = sum(shares[name] * _loss(result, labels) for name, result in results.items())
         return Outcome(jnp.asarray(losses), results, _with_layers(results))
 
     return objective
@@ -94,7 +93,7 @@ def worst(objectives: Mapping[str, Objective]) -> BatchObjective:
     def objective(network, images, labels, scale, keys, first) -> Outcome:
         del first
         results = _every_norm(objectives, network, images, labels, scale, keys)
-        losses = jnp.stack([cross_entropy(result.logits, labels) for result in results.values()])
+        losses = jnp.stack([_loss(result, labels) for result in results.values()])
         return Outcome(jnp.max(losses, axis=0), results, _with_layers(results))
 
     return objective
@@ -129,16 +128,11 @@ def random_norm(objectives: Mapping[str, Objective]) -> BatchObjective:
         for part, name in enumerate(names):
             chosen = rows[:, part]
             result = _one_norm(objectives[name], network, images[chosen], labels[chosen], scale, keys[chosen])
-            losses = losses.at[chosen].set(cross_entropy(result.logits, labels[chosen]))
+            losses = losses.at[chosen].set(_loss(result, labels[chosen]))
             boxes = result if result.layers is not None else boxes
         return Outcome(losses, {}, boxes)
 
     return objective
-
-
-def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Cross-entropy in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def alignment(
@@ -166,6 +160,10 @@ def alignment(
     divergence = jnp.sum(jnp.exp(log_lower) * (log_lower - log_higher), axis=-1)
     total = psum(jnp.sum(certified * divergence), axis_name)
     return total / jnp.maximum(psum(jnp.sum(certified), axis_name), 1)
+
+
+def _loss(worst: Worst, labels: jax.Array) -> jax.Array:
+    return cross_entropy(worst.logits, labels) if worst.loss is None else worst.loss
 
 
 def _check_some(objectives: Mapping[str, Objective]) -> None:

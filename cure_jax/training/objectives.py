@@ -8,27 +8,51 @@ attacks, a sample) of the margin f_y - f_j over its region. What combines the no
 
 `scale` in [0, 1] is where the ramp of the radius is. Sources: small boxes: Mueller et al., "Certified Training: Small
 Boxes are All You Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm:
-Wong & Kolter, ICML 2018; Lipschitz margin: Leino et al. (GloRo), ICML 2021.
+Wong & Kolter, ICML 2018; Lipschitz margin: Leino et al. (GloRo), ICML 2021; box and ball: Lee et al., NeurIPS 2020;
+CROWN-IBP: Zhang et al., ICLR 2020; CC-IBP, MTL-IBP, Exp-IBP: De Palma et al., "Expressive Losses for Verified
+Robustness via Convex Combinations", ICLR 2024.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, Key
 
 from cure_jax import attacks
+from cure_jax.bounds import BlockNorms, crown
+from cure_jax.bounds import box_ball as box_ball_bounds
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
 from cure_jax.certification.margins import margins, other_classes
 from cure_jax.regions import LpBall, Region, linf_ball
 
-__all__ = ["Network", "Objective", "Worst", "adversarial", "box", "dual_norm", "lipschitz", "natural", "small_box"]
+__all__ = [
+    "COMBINATIONS",
+    "Network",
+    "Objective",
+    "Worst",
+    "adversarial",
+    "box",
+    "box_ball",
+    "cross_entropy",
+    "crown_ibp",
+    "dual_norm",
+    "expressive",
+    "lipschitz",
+    "natural",
+    "small_box",
+]
+
+# Of an attacked and a bounded side: of their logits, of their losses, of the logarithms of their losses.
+COMBINATIONS = ("cc", "mtl", "exp")
 
 Ball = Callable[[jax.Array, jax.Array], LpBall]
 
 # Half-width of the box that the warm-up regulariser looks at while the radius is still zero.
 _LEAST_HALF_WIDTH = 1e-6
+_LEAST_LOSS = 1e-12
 
 
 class Network(NamedTuple):
@@ -39,12 +63,14 @@ class Network(NamedTuple):
       attacked: with the running statistics; what attacks look at.
       lipschitz: `[classes, classes]` estimated Lipschitz constants of logit differences, or None if no objective
         needs them.
+      norms: estimated 2-norms of the affine blocks, likewise.
       precision: of the matrix products in bounds.
     """
 
     certified: Callable[[jax.Array], jax.Array]
     attacked: Callable[[jax.Array], jax.Array]
     lipschitz: Float[Array, "classes classes"] | None = None
+    norms: BlockNorms | None = None
     precision: jax.lax.PrecisionLike = None
 
 
@@ -54,10 +80,12 @@ class Worst(NamedTuple):
     Attributes:
       logits: `[classes]` worst-case logits, 0 at the label.
       layers: intervals inside the network, for the warm-up regulariser; None if no box was propagated.
+      loss: scalar, if it is another than the cross-entropy of the logits.
     """
 
     logits: Float[Array, "*batch classes"]
     layers: Layers | None = None
+    loss: Float[Array, "*batch"] | None = None
 
 
 @runtime_checkable
@@ -102,19 +130,20 @@ def adversarial(ball: Ball, eps: float, *, steps: int = 8) -> Objective:
     return objective
 
 
-def box(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
+def box(ball: Ball, eps: float, *, fraction: float = 1.0, shrinking: float = 0.0) -> Objective:
     """Plain IBP over the bounding box of the ball (for l_inf: over the ball itself).
 
     Args:
       ball: `(x, radius) -> region`.
       eps: radius at the end of the ramp.
       fraction: of the radius that is propagated.
+      shrinking: of ReLUs, see `ibp_with_layers`.
     """
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         del key
         hull = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH)).bounding_box()
-        return _propagated(network, linf_ball(hull.center, hull.radius), label)
+        return _propagated(network, linf_ball(hull.center, hull.radius), label, shrinking)
 
     return objective
 
@@ -136,7 +165,9 @@ def dual_norm(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
     return objective
 
 
-def small_box(ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: bool = False) -> Objective:
+def small_box(
+    ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: bool = False, shrinking: float = 0.0
+) -> Objective:
     """SABR: IBP over a small box around an adversarial example, shifted into the bounding box of the ball.
 
     Args:
@@ -146,6 +177,7 @@ def small_box(ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: b
       steps: of the attack.
       inside: cut the half-width so that the small box stays inside the bounding box where that is narrower (black and
         white pixels); as published, it sticks out there up to the pixel range.
+      shrinking: of ReLUs, see `ibp_with_layers`.
     """
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
@@ -159,7 +191,92 @@ def small_box(ball: Ball, eps: float, *, ratio: float, steps: int = 8, inside: b
         # Where the limits cross, the upper one wins.
         center = jnp.minimum(jnp.maximum(found, hull.lower + half_width), hull.upper - half_width)
         within = None if region.lower is None or region.upper is None else (region.lower, region.upper)
-        return _propagated(network, linf_ball(center, half_width, within=within), label)
+        return _propagated(network, linf_ball(center, half_width, within=within), label, shrinking)
+
+    return objective
+
+
+def box_ball(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
+    """Intervals and l_2 balls side by side: `cure_jax.bounds.box_ball` with estimated norms.
+
+    Args:
+      ball: `(x, radius) -> region`.
+      eps: radius at the end of the ramp.
+      fraction: of the radius that is propagated.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del key
+        if network.norms is None:
+            raise ValueError(
+                "The box_ball objective got a network without block norms; expected Network(norms=...). Compute them "
+                "with cure_jax.bounds.lipschitz.estimated_norms."
+            )
+        region = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH))
+        bounds = box_ball_bounds(margins(network.certified, label), norms=network.norms, precision=network.precision)
+        return Worst(_worst_logits(bounds(region).lower, label))
+
+    return objective
+
+
+def crown_ibp(ball: Ball, eps: float, *, fraction: float = 1.0, final: float = 0.0) -> Objective:
+    """CROWN-IBP: linear bounds on the margins over IBP bounds inside, giving way to IBP while the radius grows.
+
+    Args:
+      ball: `(x, radius) -> region`.
+      eps: radius at the end of the ramp.
+      fraction: of the radius that is propagated.
+      final: share of the linear bounds at the end of the ramp; 1 at its start.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        del key
+        region = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH))
+        by_ibp = _propagated(network, region, label)
+        bounds = crown(margins(network.certified, label), intermediate="ibp", precision=network.precision)
+        by_crown = _worst_logits(bounds(region).lower, label)
+        share = 1 - (1 - final) * scale
+        return Worst(share * by_crown + (1 - share) * by_ibp.logits, by_ibp.layers)
+
+    return objective
+
+
+def expressive(
+    ball: Ball, eps: float, *, combination: Literal["cc", "mtl", "exp"] = "mtl", alpha: float = 0.1, steps: int = 8
+) -> Objective:
+    """CC-IBP, MTL-IBP, Exp-IBP: between an attack and a bound, by one number.
+
+    With z the logits under attack and w those that IBP bounds, L the cross-entropy:
+    "cc": L((1 - alpha) z + alpha w); "mtl": (1 - alpha) L(z) + alpha L(w); "exp": L(z)^(1 - alpha) L(w)^alpha.
+
+    Args:
+      ball: `(x, radius) -> region`; attacked and bounded as a whole.
+      eps: radius at the end of the ramp.
+      combination: of what.
+      alpha: 0 is PGD training, 1 is IBP.
+      steps: of the attack.
+
+    Raises:
+      ValueError: for an unknown combination.
+    """
+    if combination not in COMBINATIONS:
+        raise ValueError(f"Unknown combination {combination!r}; expected one of {', '.join(COMBINATIONS)}.")
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        region = ball(x, jnp.maximum(eps * scale, _LEAST_HALF_WIDTH))
+        found = _attack(network, x, label, region, key, steps)
+        attacked = _worst_logits(margins(network.certified, label)(found), label)
+        bounded = _propagated(network, region, label)
+        if combination == "cc":
+            return Worst((1 - alpha) * attacked + alpha * bounded.logits, bounded.layers)
+        sides = cross_entropy(attacked, label), cross_entropy(bounded.logits, label)
+        if combination == "mtl":
+            loss = (1 - alpha) * sides[0] + alpha * sides[1]
+        else:
+            # By logarithms, kept away from that of 0.
+            low, high = (jnp.log(jnp.maximum(side, _LEAST_LOSS)) for side in sides)
+            loss = jnp.exp((1 - alpha) * low + alpha * high)
+        return Worst(bounded.logits, bounded.layers, loss)
 
     return objective
 
@@ -191,8 +308,14 @@ def _attack(network: Network, x: jax.Array, label: jax.Array, region: Region, ke
     return jax.lax.stop_gradient(attacks.pgd(network.attacked, x, label, region, key=key, steps=steps))
 
 
-def _propagated(network: Network, region: Region, label: jax.Array) -> Worst:
-    bounds, layers = ibp_with_layers(margins(network.certified, label), precision=network.precision)(region)
+def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Cross-entropy in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def _propagated(network: Network, region: Region, label: jax.Array, shrinking: float = 0.0) -> Worst:
+    f = margins(network.certified, label)
+    bounds, layers = ibp_with_layers(f, precision=network.precision, shrinking=shrinking)(region)
     return Worst(_worst_logits(bounds.lower, label), layers)
 
 

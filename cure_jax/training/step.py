@@ -1,9 +1,8 @@
 """One training step, as a pure function of the state and the examples of one device.
 
 It knows only the name of a device axis. Means over the batch are means over all devices: losses are averaged with
-  `pmean` inside
-the differentiated function, and gradients are averaged once more, which is right because JAX transposes a sum over
-devices into a sum over devices.
+`pmean` inside the differentiated function, and gradients are averaged once more, which is right because JAX transposes
+a sum over devices into a sum over devices.
 """
 
 import dataclasses
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from cure_jax import graph as graphs
-from cure_jax.bounds.lipschitz import pairwise_lipschitz
+from cure_jax.bounds.lipschitz import estimated_norms, pairwise_lipschitz
 from cure_jax.numerics import norm, pmean
 from cure_jax.training.multi_norm import BatchObjective, Outcome, alignment, cross_entropy
 from cure_jax.training.network import classifier, clean_statistics, running_statistics
@@ -31,11 +30,13 @@ Metrics: TypeAlias = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """Bound alignment: `weight * KL(lower || higher)`; `lower` is the norm with the lower certified accuracy."""
+    """Bound alignment: `weight` times the mean over (lower, higher) of KL(lower || higher).
+
+    As published there is one pair, and `lower` is the norm with the lower certified accuracy.
+    """
 
     weight: float
-    lower: str
-    higher: str
+    pairs: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +53,10 @@ class Recipe:
       regularizer: weight of the warm-up regulariser at the start of the ramp.
       l1: weight of the l1 norm of the parameters.
       projection_start: first step of gradient projection, or None.
+      natural_point: `(opt_state, params) -> params`, where natural gradients are taken.
       augment: `(key, image) -> image` for one example, or None.
       precision: of matrix products in bounds.
-      needs_lipschitz: whether an objective uses estimated Lipschitz constants.
+      needs_lipschitz: whether an objective uses estimated Lipschitz constants or norms.
     """
 
     model: nn.Module
@@ -66,6 +68,7 @@ class Recipe:
     regularizer: float = 0.0
     l1: float = 0.0
     projection_start: int | None = None
+    natural_point: Callable[[Any, Any], Any] = lambda opt_state, params: params
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     precision: jax.lax.PrecisionLike = None
     needs_lipschitz: bool = False
@@ -97,9 +100,10 @@ def train_step(
     (_, (metrics, clean, vectors)), gradients = loss(recipe, state.params, state, batch, axis_name)
     extra = {}
     if recipe.projection_start is not None:
+        point = recipe.natural_point(state.opt_state, state.params)
         extra["natural"] = jax.lax.cond(
             state.step >= recipe.projection_start,
-            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, state.params, state, batch, axis_name), axis_name),
+            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, point, state, batch, axis_name), axis_name),
             lambda: jax.tree.map(jnp.zeros_like, state.params),
         )
     gradients = pmean(gradients, axis_name)
@@ -121,12 +125,13 @@ def _certified_loss(
     images, labels, keys, first = batch
     scale, kappa = (jnp.asarray(f(state.step)) for f in (recipe.radius_scale, recipe.natural_weight))
     f, clean = _clean_classifier(recipe, params, state, images, axis_name)
-    lipschitz, vectors = None, state.vectors
+    lipschitz, norms, vectors = None, None, state.vectors
     if recipe.needs_lipschitz:
         graph = graphs.trace(f, images[0], precision=recipe.precision)
         lipschitz, vectors = pairwise_lipschitz(graph, state.vectors)
+        norms, _ = estimated_norms(graph, state.vectors)
     attacked = classifier(recipe.model, jax.lax.stop_gradient(state.variables))
-    network = Network(f, attacked, lipschitz, recipe.precision)
+    network = Network(f, attacked, lipschitz, norms, recipe.precision)
     outcome = recipe.objective(network, images, labels, scale, keys, first)
 
     logits = jax.vmap(f)(images)
@@ -167,8 +172,9 @@ def _clean_classifier(
 
 
 def _alignment(settings: Alignment, outcome: Outcome, labels: jax.Array, axis_name: str | None) -> jax.Array:
-    lower, higher = (outcome.worst[name].logits for name in (settings.lower, settings.higher))
-    return settings.weight * alignment(lower, higher, labels, axis_name)
+    logits = {name: worst.logits for name, worst in outcome.worst.items()}
+    terms = [alignment(logits[lower], logits[higher], labels, axis_name) for lower, higher in settings.pairs]
+    return settings.weight * jnp.mean(jnp.stack(terms))
 
 
 def _accuracy(logits: jax.Array, labels: jax.Array, axis_name: str | None) -> jax.Array:

@@ -148,3 +148,21 @@ def test_crown_with_windows_is_crown_without(p, monkeypatch):
     dense = jax.jit(cj.crown(f))(region)
     np.testing.assert_allclose(windows.lower, dense.lower, atol=2e-5)
     np.testing.assert_allclose(windows.upper, dense.upper, atol=2e-5)
+
+
+def test_a_hull_is_looked_at_through_windows_too():
+    """The bounds of a hull are the looser ones of its members, whatever form coefficients have."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(7, 6, 2)).astype(np.float32))
+    ball, box = cj.l1_ball(x, 0.9, (0.0, 1.0)), cj.linf_ball(x, 0.08, within=(0.0, 1.0))
+    graph = graphs.trace(NETWORKS["two"], x)
+    first = next(equation for equation in graph.equations if equation.name == "max")
+    target = first.bounded[0]
+
+    @jax.jit
+    def bounds(region):
+        return linear.bound_node(graph, target, region, {}, {})
+
+    both, of_ball, of_box = bounds(cj.hull(ball, box)), bounds(ball), bounds(box)
+    np.testing.assert_allclose(both.lower, np.minimum(of_ball.lower, of_box.lower), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(both.upper, np.maximum(of_ball.upper, of_box.upper), rtol=1e-5, atol=1e-6)
+    assert np.any(of_ball.lower < of_box.lower) or np.any(of_box.lower < of_ball.lower)

@@ -182,3 +182,13 @@ def test_short_functions_are_called_until_a_measurement_can_be_read():
         counts.append(len(calls) - before)
     assert counts[:2] == [1, 1]
     assert counts[2] > 1
+
+
+def test_memory_is_measured_and_limited(tmp_path):
+    small = ("memory", "--model=mlp", "--shape", "3", "3", "1", "--rounds", "1", "--method=ibp")
+    status, result = run(tmp_path, *small)
+    assert status == 0
+    (report,) = result["reports"]
+    check_rows(report, ["forward", "ibp"])
+    assert 0.05 < report["facts"]["peak_gib"] < 10
+    assert run(tmp_path, *small, "--limit_gib=0.01")[0] == 1

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from cure_jax.training.checkpoints import CheckpointError, Checkpoints, load
+from cure_jax.training.checkpoints import CheckpointError, Checkpoints, load, load_variables
 
 
 class State(NamedTuple):
@@ -318,3 +318,39 @@ def test_orbax_is_quiet_and_others_are_heard(tmp_path: Path, caplog: pytest.LogC
         assert not caplog.records
         absl_logging.info("a message of the user")
         assert [record.message for record in caplog.records] == ["a message of the user"]
+
+
+def _variables(seed: int) -> dict:
+    return {"params": _state(seed).params}
+
+
+def test_another_training_can_start_from_the_parameters_of_a_work_directory(tmp_path: Path) -> None:
+    _save(tmp_path / "checkpoints", 3, 7)
+    found = load_variables(tmp_path, jax.eval_shape(lambda: _variables(0)))
+    chex.assert_trees_all_equal(found, _variables(7))
+
+
+def test_another_training_can_start_from_a_file(tmp_path: Path) -> None:
+    state = {"params": {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}}
+    arrays = {"params.Dense_0.kernel": np.ones((2, 3), np.float32), "params.Dense_0.bias": np.zeros(3, np.float32)}
+    np.savez(tmp_path / "weights.npz", **arrays)
+    chex.assert_trees_all_equal(load_variables(tmp_path / "weights.npz", state), state)
+    np.savez(tmp_path / "other.npz", **{**arrays, "params.Dense_0.bias": np.zeros(4, np.float32)})
+    with pytest.raises(CheckpointError, match=r"bias is float32\[4\], expected float32\[3\]"):
+        load_variables(tmp_path / "other.npz", state)
+
+
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "Train there first"), ("none.npz", "No file")])
+def test_what_there_is_not_cannot_be_started_from(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_variables(tmp_path / name, _variables(0))
+
+
+def test_a_damaged_checkpoint_is_not_started_from(tmp_path: Path) -> None:
+    _save(tmp_path / "checkpoints", 3)
+    largest = max((tmp_path / "checkpoints" / "3").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 4
+    largest.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_variables(tmp_path, _variables(0))

@@ -1,5 +1,6 @@
 """Configs: every mistake is named before anything runs, and every experiment of configs/ takes a step."""
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import digits
+from configs.methods import METHODS
 from cure_jax import models
 from cure_jax.training import fit
 from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
@@ -62,7 +63,7 @@ def test_the_default_config_is_right() -> None:
         ({"losses": {"linf": {}}}, r"config\.losses\.linf\.kind is None"),
         (
             {"losses": {"linf": {"kind": "ibp", "ratio": 0.4}}},
-            r"config\.losses\.linf\.ratio is 0\.4.*kind, fraction for ibp",
+            r"config\.losses\.linf\.ratio is 0\.4.*kind, fraction, shrinking for ibp",
         ),
         ({"losses.linf.ratio": 1.5}, r"config\.losses\.linf\.ratio is 1\.5"),
         ({"losses.linf.ratio": _NAN}, r"config\.losses\.linf\.ratio is nan"),
@@ -107,6 +108,10 @@ def test_the_default_config_is_right() -> None:
             for value in (-1.0, _NAN, math.inf)
         ],
         ({"seed": -1}, r"config\.seed is -1"),
+        ({"projection.every": "year"}, r"config\.projection\.every is 'year'; expected one of step, epoch"),
+        ({"augmentation.crop": -1}, r"config\.augmentation\.crop is -1"),
+        ({"losses": {"linf": {"kind": "small_box", "shrinking": 2.0}}}, r"losses\.linf\.shrinking is 2\.0"),
+        ({"losses": {"linf": {"kind": "expressive", "combination": "x"}}}, r"combination is 'x'; expected one of cc"),
     ],
     ids=str,
 )
@@ -186,19 +191,41 @@ def _quickly_compiled(function: Callable, *args: Any) -> Callable:
     return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})
 
 
-_METHODS = ("linf", "l2", "joint", "max", "random", "scratch", "paper")
+_SETTINGS = ("mnist_small", "mnist_large", "cifar10_small", "cifar10_large", "tinyimagenet", "mnist_cpu", "cifar_cpu")
 
 
-@pytest.mark.parametrize("method", _METHODS)
-def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
-    config = digits.get_config(method)
-    check(config)
-    # As it is but for its size; from the first step everything is on.
-    config.update({"attack_steps": 2, "natural_epochs": 0.0, "ramp_end": 0.0, "model": {"options": {"features": (6,)}}})
-    images = np.random.default_rng(0).uniform(size=(8, 8, 8, 1)).astype(np.float32)
-    labels = jnp.arange(8, dtype=jnp.int32)
-    recipe = build_recipe(config, models.create("mlp", 10, **config.model.options.to_dict()), steps_per_epoch=1)
-    state = _quickly_compiled(lambda: initial_state(config, recipe, images[:1]))()
+def _setting(name: str, method: str) -> ml_collections.ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(method)
+
+
+@pytest.mark.parametrize("name", ["digits", *_SETTINGS])
+def test_every_setting_has_every_method(name: str) -> None:
+    configs = {method: _setting(name, method) for method in METHODS}
+    for method, config in configs.items():
+        check(config)
+        assert (config.setting, config.name) == (name, method)
+        assert set(config.losses) == ({method} if method in ("linf", "l2") else {"linf", "l2"})
+        assert bool(config.alignment.weight) == bool(config.projection.beta) == (method in _PROJECTED)
+    paper, scratch, finetune = (configs[method] for method in ("paper", "scratch", "finetune"))
+    assert (paper.projection.every, scratch.projection.every) == ("epoch", "step")
+    assert paper.losses.l2.to_dict() == {"kind": "small_box", "ratio": 1e-5, "inside": False}
+    assert paper.losses.linf.to_dict() == configs["linf"].losses.linf.to_dict()
+    assert finetune.start_from == f"runs/{name}/linf"
+    assert finetune.ramp_end < finetune.epochs <= scratch.epochs / 3
+
+
+_PROJECTED = ("scratch", "finetune", "paper")
+
+
+def _takes_a_step(config: ml_collections.ConfigDict, size: int, channels: int) -> None:
+    """Training from the first step on with everything; as it is but for its size."""
+    config.update({"attack_steps": 1, "natural_epochs": 0.0, "ramp_end": 0.0, "start_from": ""})
+    method, crop = config.name, config.augmentation.crop
+    images = np.random.default_rng(0).uniform(size=(4, size, size, channels)).astype(np.float32)
+    labels = jnp.arange(4, dtype=jnp.int32)
+    recipe = build_recipe(config, models.create(config.model.name, 10, **config.model.options.to_dict()), 1)
+    example = images[:1, :crop, :crop] if crop else images[:1]
+    state = _quickly_compiled(lambda: initial_state(config, recipe, example))()
     step = _quickly_compiled(lambda state: train_step(recipe, state, jnp.asarray(images), labels, None), state)
     after, metrics = step(state)
     assert all(np.all(np.isfinite(metric)) for metric in metrics.values())
@@ -207,9 +234,46 @@ def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
     assert all(jax.tree.leaves(moved))
     names = {name.removeprefix("worst_accuracy/") for name in metrics if name.startswith("worst_accuracy/")}
     assert names == (set() if method == "random" else set(config.losses))
-    assert ("alignment" in metrics) == (recipe.projection_start is not None) == (method in ("scratch", "paper"))
+    assert ("alignment" in metrics) == (recipe.projection_start is not None) == (method in _PROJECTED)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
+    config = _setting("digits", method)
+    config.model.options.features = (6,)
+    _takes_a_step(config, 8, 1)
+
+
+# The others take minutes to compile together.
+_QUICK = (("cifar10_small", "scratch"), ("tinyimagenet", "paper"), ("mnist_cpu", "finetune"))
+_NARROW = {"cnn7": {"width": 2, "dense": 8}, "conv_small": {"convs": ((2, 4, 2), (2, 4, 2)), "dense": (8,)}}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(name, method, marks=[] if (name, method) in _QUICK else [pytest.mark.slow])
+        for name in _SETTINGS
+        for method in METHODS
+    ],
+)
+def test_every_setting_takes_a_step_at_a_reduced_width(name: str, method: str) -> None:
+    config = _setting(name, method)
+    config.model.options.update(_NARROW[config.model.name])
+    size = {"mnist": 28, "cifar10": 32, "tiny_imagenet": 64}[config.dataset]
+    _takes_a_step(config, size, 1 if config.dataset == "mnist" else 3)
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Unknown method 'cure'; expected one of linf, l2, joint"):
-        digits.get_config("cure")
+        _setting("digits", "cure")
+
+
+def test_alignment_of_all_pairs() -> None:
+    config = _config({**_ALIGNED, "alignment.lower": "all"})
+    check(config)
+    recipe = build_recipe(config, tiny.TinyMLP(), 1)
+    assert recipe.alignment is not None
+    assert set(recipe.alignment.pairs) == {("linf", "l2"), ("l2", "linf")}
+    with pytest.raises(ValueError, match="at least two norms"):
+        check(_config({"losses": {"linf": _SMALL}, "alignment.weight": 1.0, "alignment.lower": "all"}))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from cure_jax.training.gradient_projection import combine, gradient_projection
+from cure_jax.training.gradient_projection import combine, epoch_projection, gradient_projection
 
 
 def _tree(seed: int) -> dict:
@@ -245,3 +245,70 @@ def test_missing_natural_gradients_are_a_clear_error() -> None:
 def test_impossible_settings_are_refused(beta: float, start_step: int, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         gradient_projection(optax.identity(), beta, start_step)
+
+
+def _rate(step: jax.Array) -> jax.Array:
+    return jnp.where(jnp.asarray(step) < 5, 0.1, 0.02)
+
+
+def _walk(gradients: list, params: dict, adam_state: tuple | None, first: int) -> tuple[dict, tuple]:
+    """Plain Adam from somewhere on, with the learning rates of these steps."""
+    adam = optax.scale_by_adam()
+    state = adam.init(params) if adam_state is None else adam_state
+    for step, gradient in enumerate(gradients, first):
+        change, state = adam.update(gradient, state, params)
+        params = optax.apply_updates(params, _scaled(change, -float(_rate(jnp.int32(step)))))
+    return params, state
+
+
+@_runs_adam
+def test_epochs_are_combined_as_wholes() -> None:
+    """Two trainings from the same point, each by plain Adam; the second period starts where the first one met."""
+    period, beta, certified, natural = 3, 0.4, [_tree(s) for s in range(9)], [_tree(s) for s in range(20, 29)]
+    transform = epoch_projection(optax.scale_by_adam(), beta, 2, period, _rate)
+    params = _tree(99)
+    state, update, reached = transform.init(params), jax.jit(transform.update), []
+    for step in range(9):
+        change, state = update(certified[step], state, params, natural=natural[step])
+        params = optax.apply_updates(params, change)
+        reached.append(params)
+
+    # The first period begins before the projection: certified alone.
+    start, certified_state = _walk(certified[:3], _tree(99), None, 0)
+    chex.assert_trees_all_close(reached[2], start, rtol=1e-5, atol=1e-6)
+    natural_state = None
+    for first in (3, 6):
+        middle, _ = _walk(certified[first : first + 2], start, certified_state, first)
+        chex.assert_trees_all_close(reached[first + 1], middle, rtol=1e-5, atol=1e-6)
+        ends = []
+        end, certified_state = _walk(certified[first : first + 3], start, certified_state, first)
+        ends.append(end)
+        end, natural_state = _walk(natural[first : first + 3], start, natural_state, first)
+        ends.append(end)
+        gone = [jax.tree.map(jnp.subtract, end, start) for end in ends]
+        start = jax.tree.map(jnp.add, start, combine(gone[0], gone[1], beta))
+        chex.assert_trees_all_close(reached[first + 2], start, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(state.natural_params, start, rtol=1e-5, atol=1e-6)
+
+
+@_runs_adam
+def test_epoch_projection_ignores_natural_gradients_before_its_start() -> None:
+    poisoned = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), _tree(0))
+    transform = epoch_projection(optax.scale_by_adam(), 0.5, 4, 2, _rate)
+    params = _tree(1)
+    state = transform.init(params)
+    for step in range(4):
+        change, state = transform.update(_CERTIFIED[step], state, params, natural=poisoned)
+        params = optax.apply_updates(params, change)
+    expected, _ = _walk(_CERTIFIED[:4], _tree(1), None, 0)
+    chex.assert_trees_all_close(params, expected, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(state.natural_params, params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((1.5, 0, 1), "beta=1.5"), ((0.5, -1, 1), "start_step=-1"), ((0.5, 0, 0), "period=0")],
+)
+def test_epoch_projection_refuses(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        epoch_projection(optax.identity(), *arguments, _rate)

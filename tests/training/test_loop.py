@@ -238,3 +238,12 @@ def test_batch_norm_without_a_device_axis_trains_on_one_device_and_is_refused_on
     means = fitted.variables["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.all(means != 0)
     assert fitted.classifier(jnp.asarray(_DATA[0][0])).shape == (3,)
+
+
+def test_fine_tuning_starts_from_the_network_of_another_run(finished: tuple[Path, loop.Fitted]) -> None:
+    workdir, source = finished
+    config = _quick(start_from=str(workdir), learning_rate=0.0, seed=5)
+    tuned = fit(_MLP, _DATA, config)
+    chex.assert_trees_all_equal(tuned.state.params, source.state.params)
+    with pytest.raises(CheckpointError, match="of another model"):
+        fit(tiny.TinyMLP(width=7), _DATA, config)

@@ -12,6 +12,8 @@ from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax import attacks
+from cure_jax import graph as graphs
+from cure_jax.bounds.lipschitz import estimated_norms, initial_vectors
 from cure_jax.regions import Interval, LpBall, lp_ball
 from cure_jax.training import objectives
 from cure_jax.training.objectives import Network, Objective
@@ -235,3 +237,76 @@ def test_gradients_are_finite_at_every_scale_and_flow_through_the_certified_netw
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(certified))
         assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(certified))
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(attacked))
+
+
+def _wide(seed: int = 4) -> Partial:
+    return Partial(mlp, mlp_params(seed, (4, 8, 8, 3)))
+
+
+def test_crown_ibp_goes_from_linear_bounds_to_ibp() -> None:
+    ball, f = _ball(np.inf), _wide()
+    objective = objectives.crown_ibp(ball, 0.2, fraction=0.5)
+    for scale in (0.5, 1.0):
+        region = ball(_X, 0.1 * scale)
+        margins = cj.margins(f, 1)
+        by_ibp, by_crown = jax.jit(
+            lambda region, m=margins: (cj.ibp(m)(region).lower, cj.crown(m, intermediate="ibp")(region).lower)
+        )(region)
+        expected = (1 - scale) * by_crown + scale * by_ibp
+        assert np.max(np.abs(by_crown - by_ibp)) > 1e-3
+        np.testing.assert_allclose(np.delete(_worst(objective, f, _X, 1, scale), 1), -expected, rtol=1e-4, atol=1e-5)
+    kept = objectives.crown_ibp(ball, 0.1, final=1.0)
+    np.testing.assert_allclose(np.delete(_worst(kept, f, _X, 1), 1), -by_crown, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("combination", objectives.COMBINATIONS)
+def test_expressive_losses_lie_between_attack_and_bound(combination: str) -> None:
+    ball, f, label = _ball(np.inf), _wide(), jnp.int32(2)
+
+    def losses(alpha: float) -> tuple[jax.Array, jax.Array]:
+        objective = objectives.expressive(ball, 0.1, combination=combination, alpha=alpha)
+
+        def loss(shift: jax.Array) -> jax.Array:
+            worst = objective(_network(lambda x: f(x) + shift), _X, label, _ONE, _KEY)
+            return objectives.cross_entropy(worst.logits, label) if worst.loss is None else worst.loss
+
+        return jax.jit(jax.value_and_grad(loss))(jnp.zeros(3))
+
+    (attacked, _), (between, gradient), (bounded, _) = losses(0.0), losses(0.3), losses(1.0)
+    by_ibp = _worst(objectives.dual_norm(ball, 0.1), f, _X, 2)
+    np.testing.assert_allclose(bounded, objectives.cross_entropy(jnp.asarray(by_ibp), label), rtol=1e-4)
+    assert attacked < between < bounded
+    assert np.all(np.isfinite(gradient))
+    if combination == "mtl":
+        np.testing.assert_allclose(between, 0.7 * attacked + 0.3 * bounded, rtol=1e-5)
+    if combination == "exp":
+        np.testing.assert_allclose(between, attacked**0.7 * bounded**0.3, rtol=1e-4)
+
+
+def test_an_unknown_combination_is_refused() -> None:
+    with pytest.raises(ValueError, match="cc, mtl, exp"):
+        objectives.expressive(_ball(np.inf), 0.1, combination=Partial)  # pyright: ignore[reportArgumentType]
+
+
+def test_box_ball_bounds_as_the_verifier_with_estimated_norms() -> None:
+    f, ball = _wide(), _ball(2.0)
+    graph = graphs.trace(f, _X)
+    vectors = initial_vectors(graph, _KEY)
+    for _ in range(50):
+        norms, vectors = jax.jit(lambda v: estimated_norms(graph, v))(vectors)
+    found = _worst(objectives.box_ball(ball, 0.2), f, _X, 0, norms=norms)
+    proved = jax.jit(lambda region: cj.box_ball(cj.margins(f, 0))(region).lower)(ball(_X, 0.2))
+    # Proved norms are a little larger than estimated ones.
+    np.testing.assert_allclose(np.delete(found, 0), -proved, rtol=2e-2, atol=1e-3)
+    with pytest.raises(ValueError, match="without block norms"):
+        objectives.box_ball(ball, 0.2)(_network(f), _X, jnp.int32(0), _ONE, _KEY)
+
+
+def test_shrinking_cuts_what_crosses_zero_and_nothing_else() -> None:
+    f = Partial(lambda x: jnp.stack([jax.nn.relu(x[0] - 0.3), jax.nn.relu(x[1] + 1.0), jnp.zeros(())]))
+    x = jnp.array([0.3, 0.5])
+    plain = _worst(objectives.box(_ball(np.inf), 0.2), f, x, 2)
+    shrunk = _worst(objectives.box(_ball(np.inf), 0.2, shrinking=0.4), f, x, 2)
+    np.testing.assert_allclose(plain, [0.2, 1.7, 0.0], atol=1e-6)
+    # The first ReLU may be on or off: its upper end 0.2 becomes 0.8 * 0.2; the second one is on.
+    np.testing.assert_allclose(shrunk, [0.16, 1.7, 0.0], atol=1e-6)
