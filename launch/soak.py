@@ -48,6 +48,8 @@ STEPS = (
     "--config.checkpoint_every=10",
     "--config.keep_checkpoints=50",
 )
+# A network that has something to certify.
+TRAINED = ("--config.epochs=20", "--config.ramp_end=8.0", "--config.milestones=(14,)")
 # Longer, because a SIGTERM is heard about a second later.
 LONG = (*STEPS, "--config.epochs=10")
 QUICK = (*LONG, "--config.ramp_end=1.5", "--config.milestones=()", "--config.model.options.features=(16,)")
@@ -88,12 +90,15 @@ def main(arguments: Sequence[str]) -> None:
     root, start = Path(str(_ROOT.value)).absolute(), time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     absl_logging.set_verbosity(absl_logging.WARNING)
-    rows = []
+    spent, rows = root / "seconds", []
+    before = float(spent.read_text()) if spent.exists() else 0.0
     for row in quick(root) if _QUICK.value else everything(root):
         rows.append(row)
         print(f"{'ok  ' if row.passed else 'FAIL'} {row.trial}: {row.measured}", flush=True)
+        seconds = before + time.monotonic() - start
+        spent.write_text(str(seconds))
         if _TABLE.value:
-            _write(Path(_TABLE.value), table(rows, minutes=(time.monotonic() - start) / 60))
+            _write(Path(_TABLE.value), table(rows, minutes=seconds / 60))
     if not all(row.passed for row in rows):
         sys.exit(1)
 
@@ -151,7 +156,8 @@ def equality(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
 def wide_equality(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
     """The same in float64."""
     for job in (one, *jobs):
-        work(root / f"{_name(job)}.float64", job, "float64")
+        steps = [step for step in STEPS if "learning_rate" not in step]
+        work(root / f"{_name(job)}.float64", job, "float64", *steps)
     found = {job: _load(root / f"{_name(job)}.float64_0.npz") for job in (one, *jobs)}
     for job in jobs:
         difference = apart(found[one], found[job])
@@ -163,8 +169,9 @@ def wide_equality(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
 
 def verdicts(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
     """Per-example certificates of one network, on every host."""
+    train(root / "trained", one, TRAINED)
     for job in (one, *jobs):
-        work(root / f"{_name(job)}.verdicts", job, "verdicts", f"--workdir={root / _name(one)}")
+        work(root / f"{_name(job)}.verdicts", job, "verdicts", *TRAINED, f"--workdir={root / 'trained'}")
     expected = _load(root / f"{_name(one)}.verdicts_0.npz")
     for job in jobs:
         hosts = [_load(root / f"{_name(job)}.verdicts_{process}.npz") for process in range(job.processes)]
@@ -304,8 +311,7 @@ def work(output: Path, job: Job, task: str, *more: str) -> None:
     """Runs a task of `launch/soak_worker.py`; nothing if it is done."""
     if output.with_name(f"{output.name}_0.npz").exists():
         return
-    steps = [step for step in STEPS if "learning_rate" not in step] if task == "float64" else STEPS
-    worker = ["launch/soak_worker.py", *CONFIG, *steps, f"--config.parallel={job.parallel}", f"--task={task}"]
+    worker = ["launch/soak_worker.py", *CONFIG, f"--config.parallel={job.parallel}", f"--task={task}"]
     worker += [f"--output={output}", *more]
     with output.with_name(f"{output.name}.log").open("w") as file:
         processes = local.start(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cure_jax import distributed
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
-from cure_jax.progress import progress
+from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.checkpoints import Checkpoints, load, load_variables
@@ -35,7 +36,9 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
 # Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported")
+_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported", "profile_steps")
+# Fields of later versions that change nothing at these values: what was trained before they came can be resumed.
+_WITHOUT_EFFECT = {"warmup_epochs": 0.0}
 
 
 class TrainingDiverged(FloatingPointError):
@@ -188,7 +191,12 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What determines the result of a run."""
-    return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
+    fields = config.to_dict().items()
+    return {
+        name: value
+        for name, value in fields
+        if name not in _INCIDENTAL and not (name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name])
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,12 +217,16 @@ class _Trainer:
         history: list[dict[str, float | int]] = []
         step = int(state.step)
         listen = notices() if checkpoints is not None else contextlib.nullcontext(lambda steps: False)
-        with listen as told_to_stop, progress(self.total, "train", start=step) as bar:
+        bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
+        with listen as told_to_stop, bars as bar, self._profiler() as profile, compile_seconds() as compiling:
             while step < self.total:
                 # Runs end at multiples of scan_steps, so that a resumed training is cut up like an undisturbed one.
                 count = min(self.config.scan_steps, self.total - step)
+                profile(range(step, step + count))
                 state, metrics = compiled(state, images, labels, self._rows(step, count))
                 record = _summary(metrics, step)
+                if not history:
+                    _LOGGER.info("Compiled in %.1f seconds%s.", compiling(), device_memory(", device memory "))
                 due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
                 stop = told_to_stop(range(step + 1, step + count + 1))
                 step += count
@@ -231,6 +243,12 @@ class _Trainer:
                     checkpoints.close()
                     raise Preempted(step)
         return Fitted(self.recipe.model, jax.device_get(distributed.local(state)), history)
+
+    def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
+        span = tuple(self.config.profile_steps)
+        if not span or self.workdir is None or jax.process_index() > 0:
+            return contextlib.nullcontext(lambda steps: None)
+        return profiled(Path(workdirs.file_system_path(self.workdir)) / "profile", *span)
 
     def _compiled(self) -> Run:
         mode = self.config.parallel
