@@ -7,7 +7,9 @@ deleted) once an older one has proved usable, and a save either happens or raise
 
 Leaves are saved as host arrays by name, like `params.Dense_0.kernel`. A checkpoint thus depends neither on the number
 of devices nor on how the training step was distributed over them. In a run of several processes all of them call
-every method, orbax keeps them in step, the first one writes, and a checkpoint counts only if all of them can read it.
+every method, and a checkpoint counts only if all of them can read it. The first one writes, as all hold the same state,
+and orbax works in each process alone: where it waits for others, an error in one of them, such as a full disk, leaves
+all of them waiting.
 """
 
 import hashlib
@@ -68,15 +70,20 @@ class Checkpoints:
         self._directory = file_system_path(directory)
         self._saving: int | None = None
         logging.getLogger("absl").addFilter(_drop_orbax_chatter)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=("state", "record"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
-        )
+        self._manager: ocp.CheckpointManager | None = None
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                item_names=("state", "record"),
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                    multiprocessing_options=_alone(),
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -101,7 +108,8 @@ class Checkpoints:
         try:
             self._wait()
         finally:
-            self._manager.close()
+            if self._manager is not None:
+                self._manager.close()
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Save a state. Returns once it is copied to the host; the files are written in the background.
@@ -134,6 +142,8 @@ class Checkpoints:
         # Orbax refuses arrays without elements. They are made anew from their description.
         stored = {name: array for name, array in arrays.items() if array.size}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record))
+        if self._manager is None:
+            return
         self._saving = step
         try:
             # Without force, orbax skips, silently, what is not newer than the newest step.
@@ -181,6 +191,8 @@ class Checkpoints:
 
     def _wait(self) -> None:
         """Wait for the last save; it failed or is complete."""
+        if self._manager is None:
+            return
         try:
             self._manager.wait_until_finished()
         except Exception as error:
@@ -218,15 +230,15 @@ class Checkpoints:
     def _set_aside(self, steps: Mapping[int, str] | list[int]) -> None:
         if not steps:
             return
-        if jax.process_index() == 0:
+        if self._manager is not None:
             for step in steps:
                 target = next(path for path in _free_names(self._directory / _DAMAGED / str(step)) if not path.exists())
                 target.parent.mkdir(exist_ok=True)
                 (self._directory / str(step)).rename(target)
                 _LOGGER.warning("Moved the damaged checkpoint %d to %s.", step, target)
+            self._manager.reload()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
-        self._manager.reload()
 
 
 def load(
@@ -314,6 +326,14 @@ def _abstract(description: str) -> jax.ShapeDtypeStruct:
     dtype, _, shape = description.removesuffix("]").partition("[")
     stored = "uint32" if dtype.startswith("key<") else dtype
     return jax.ShapeDtypeStruct(tuple(map(int, filter(None, shape.split(",")))), np.dtype(stored))
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
 
 
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
@@ -421,9 +441,11 @@ def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> di
 def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
     if not any(path.iterdir()):
         raise _DamagedError("its directory is empty")
-    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), record=ocp.JsonCheckpointHandler())
+    alone = _alone()
+    state = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**{item: args}))[item]
     # Damaged files make orbax and what lies below it raise nearly anything; only running out of memory is our fault.
     except MemoryError:

@@ -63,7 +63,12 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            # What could not be written cannot be written on closing either; the first error says it better.
+            if error is None:
+                raise
 
     def write(self, step: int, metrics: Mapping[str, ArrayLike], tag: str = "train") -> None:
         """Write one record.
