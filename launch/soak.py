@@ -314,9 +314,7 @@ def work(output: Path, job: Job, task: str, *more: str) -> None:
     worker = ["launch/soak_worker.py", *CONFIG, f"--config.parallel={job.parallel}", f"--task={task}"]
     worker += [f"--output={output}", *more]
     with output.with_name(f"{output.name}.log").open("w") as file:
-        processes = local.start(
-            [*worker, f"--output={output}", *more], job.processes, job.devices, stdout=file, stderr=file
-        )
+        processes = local.start(worker, job.processes, job.devices, stdout=file, stderr=file)
         status = local.wait(processes, TIMEOUT)
     if status:
         raise RuntimeError(f"{output} ended with status {status}; see {output}.log.")
