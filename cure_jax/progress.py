@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -159,7 +158,7 @@ def compile_seconds() -> Iterator[Callable[[], float]]:
 
 
 @contextlib.contextmanager
-def profiled(directory: Path, first: int, last: int) -> Iterator[Callable[[range], None]]:
+def profiled(directory: str, first: int, last: int) -> Iterator[Callable[[range], None]]:
     """Records a profiler trace, for TensorBoard or Perfetto.
 
     Args:
@@ -177,7 +176,7 @@ def profiled(directory: Path, first: int, last: int) -> Iterator[Callable[[range
         nonlocal running
         wanted = steps.start <= last and first < steps.stop
         if wanted and not running:
-            jax.profiler.start_trace(str(directory))
+            jax.profiler.start_trace(directory)
         elif running and not wanted:
             jax.profiler.stop_trace()
             _LOGGER.info("Wrote a profiler trace to %s.", directory)

@@ -77,7 +77,7 @@ def test_a_trace_holds_the_steps_asked_for(
     calls = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append(f"start in {directory}"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
-    with caplog.at_level(logging.INFO), profiled(tmp_path, 25, 30) as before:
+    with caplog.at_level(logging.INFO), profiled(str(tmp_path), 25, 30) as before:
         for start in range(0, 60, 10):
             before(range(start, start + 10))
             calls.append(start)
@@ -85,7 +85,7 @@ def test_a_trace_holds_the_steps_asked_for(
     assert str(tmp_path) in caplog.text
     # A trace that is under way is finished, whatever happens.
     calls.clear()
-    with contextlib.suppress(KeyError), profiled(tmp_path, 0, 5) as before:
+    with contextlib.suppress(KeyError), profiled(str(tmp_path), 0, 5) as before:
         before(range(1))
         raise KeyError
     assert calls == [f"start in {tmp_path}", "stop"]

@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from cure_jax import distributed
-from cure_jax.training.workdir import file_system_path
+from cure_jax.training.workdir import AnyPath, as_path, is_bucket
 
 _LOGGER = logging.getLogger(__name__)
 _DAMAGED = "damaged"
@@ -50,11 +50,11 @@ class Checkpoints:
     A context manager: leaving it waits for the last save.
 
     Args:
-      directory: Where they lie, one directory a step; made if missing. A path of a (mounted) file system.
+      directory: Where they lie, one directory a step; made if missing. A path, or `gs://...`.
       max_to_keep: How many of the newest to keep.
 
     Raises:
-      ValueError: If `directory` is a URL.
+      ValueError: If `directory` is another URL.
 
     Examples:
       >>> import tempfile
@@ -67,7 +67,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, max_to_keep: int = 3) -> None:
-        self._directory = file_system_path(directory)
+        self._directory = as_path(directory)
         self._saving: int | None = None
         logging.getLogger("absl").addFilter(_drop_orbax_chatter)
         self._manager: ocp.CheckpointManager | None = None
@@ -234,6 +234,9 @@ class Checkpoints:
             for step in steps:
                 target = next(path for path in _free_names(self._directory / _DAMAGED / str(step)) if not path.exists())
                 target.parent.mkdir(exist_ok=True)
+                if is_bucket(target):
+                    # In a bucket a directory is there once there is something in it.
+                    (target.parent / "README").write_text("Checkpoints that are not what was saved.\n")
                 (self._directory / str(step)).rename(target)
                 _LOGGER.warning("Moved the damaged checkpoint %d to %s.", step, target)
             self._manager.reload()
@@ -261,7 +264,7 @@ def load(
       CheckpointError: If there is no checkpoint, it is damaged, or it does not fit `abstract_state`.
     """
     logging.getLogger("absl").addFilter(_drop_orbax_chatter)
-    directory = file_system_path(directory)
+    directory = as_path(directory)
     newest = next(iter(_agreed(lambda: _candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
@@ -293,11 +296,11 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
     Raises:
       CheckpointError: If there is nothing, it is damaged, or it belongs to another model.
     """
-    path, leaves = file_system_path(path), _named_leaves(abstract_variables)
+    path, leaves = as_path(path), _named_leaves(abstract_variables)
     if path.suffix == ".npz":
         if not path.is_file():
             raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
         _check_fit(path, {name: _describe(array) for name, array in arrays.items()}, leaves)
     else:
@@ -341,13 +344,13 @@ def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
 
 
-def _steps(directory: Path) -> list[int]:
+def _steps(directory: AnyPath) -> list[int]:
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
-def _candidates(directory: Path, step: int | None) -> list[int]:
+def _candidates(directory: AnyPath, step: int | None) -> list[int]:
     """The steps to try, newest first."""
     steps = sorted(_steps(directory), reverse=True)
     if step is None:
@@ -360,7 +363,7 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
     return [step]
 
 
-def _free_names(path: Path) -> Iterator[Path]:
+def _free_names(path: AnyPath) -> Iterator[AnyPath]:
     yield path
     number = 1
     while True:
@@ -368,7 +371,7 @@ def _free_names(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _read(path: Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def _read(path: AnyPath, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Read and check one checkpoint.
 
     Raises:
@@ -415,14 +418,14 @@ def _agreed(look: Callable[[], Any]) -> Any:
     raise (CheckpointError if kind == CheckpointError.__name__ else _DamagedError)(value)
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: AnyPath) -> dict[str, Any]:
     record = _read_item(path, "record", ocp.args.JsonRestore())
     if not isinstance(record, dict) or record.get("seal") != _seal(record):
         raise _DamagedError("its record is incomplete or has changed since it was saved")
     return record
 
 
-def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
+def _read_arrays(path: AnyPath, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
     arrays = {}
     for name, leaf in abstract_leaves.items():
         if 0 in np.shape(leaf):
@@ -438,7 +441,7 @@ def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> di
     return arrays
 
 
-def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
+def _read_item(path: AnyPath, item: str, args: ocp.args.CheckpointArgs) -> Any:
     if not any(path.iterdir()):
         raise _DamagedError("its directory is empty")
     alone = _alone()
@@ -455,7 +458,7 @@ def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
         raise _DamagedError(f"its {item} cannot be read ({type(error).__name__}: {reason})") from error
 
 
-def _check_fit(path: Path, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
+def _check_fit(path: AnyPath, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
     expected = {name: _describe(leaf) for name, leaf in abstract_leaves.items()}
     names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
     if not names:

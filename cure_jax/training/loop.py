@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -122,7 +121,7 @@ def fit(
     )
     if workdir is None:
         return trainer.run(state, None, None)
-    with Checkpoints(Path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
+    with Checkpoints(workdirs.as_path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
@@ -150,7 +149,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
-    _, state, _ = load(Path(workdir) / "checkpoints", abstract)
+    _, state, _ = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     return Fitted(model, state, [])
 
 
@@ -248,7 +247,7 @@ class _Trainer:
         span = tuple(self.config.profile_steps)
         if not span or self.workdir is None or jax.process_index() > 0:
             return contextlib.nullcontext(lambda steps: None)
-        return profiled(Path(workdirs.file_system_path(self.workdir)) / "profile", *span)
+        return profiled(os.fspath(workdirs.as_path(self.workdir) / "profile"), *span)
 
     def _compiled(self) -> Run:
         mode = self.config.parallel
