@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import json
 import platform
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import cure_jax as cj
 from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
 from cure_jax.report import plots
-from cure_jax.training.workdir import write_atomically
+from cure_jax.training.workdir import as_path, write_atomically
 from launch import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
@@ -44,7 +45,7 @@ _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"],
 def main() -> None:
     """Certifies, attacks, writes."""
     is_first = processes.join()
-    config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
+    config, workdir = _CONFIG.value, as_path(str(_WORKDIR.value))
     arithmetic = _ARITHMETIC.value
     bound_method(_METHOD.value, arithmetic if arithmetic == "outward" else "float32")
     if _NUM_EXAMPLES.value < 1:
@@ -116,8 +117,12 @@ def main() -> None:
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
     verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
     verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
-    np.savez_compressed(workdir / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
-    plots.certified_against_radius(workdir / f"{name}.png", curves, training_radii=radii)
+    # First here: not everything can write into a bucket.
+    with tempfile.TemporaryDirectory() as here:
+        np.savez_compressed(Path(here) / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
+        plots.certified_against_radius(Path(here) / f"{name}.png", curves, training_radii=radii)
+        for path in Path(here).iterdir():
+            (workdir / path.name).write_bytes(path.read_bytes())
     shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
     print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
 

@@ -29,6 +29,8 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger("cure_jax").setLevel(logging.INFO)
         # It reports every accelerator that this machine does not have.
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        # It reports every read from a bucket.
+        logging.getLogger("gcsfs").setLevel(logging.WARNING)
         _enable_compilation_cache()
         try:
             main()

@@ -224,6 +224,7 @@ def damages(undisturbed: Path, job: Job) -> Iterator[Row]:
         train(workdir, job, LONG)
         log = (workdir.parent / f"{workdir.name}.log").read_text()
         message = next(iter(re.findall(r"Checkpoint 30 in \S+ is damaged: ([^.(]*)", log)), "no message")
+        message = message.strip()
         aside = (workdir / "checkpoints" / "damaged" / "30").exists()
         same = identical(workdir, undisturbed)
         trial = f"newest checkpoint: {name} ({job})"
