@@ -2,10 +2,11 @@
 
     python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
 
-writes into the work directory: `certify.json` (fractions over the same images), `certify.npz` (per-example verdicts)
-and `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
---split=validation, whose results go to `validation.json`, `.npz` and `.png`. The images are divided over all devices,
-of several processes too (launch/README.md).
+writes into the work directory: `certify.json` (fractions over the same images, where they come from, and the curves),
+`certify.npz` (per-example verdicts), `certify_union.png` (how many are certified in which norms) and, last of all,
+`certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
+--split=validation, whose results go to `validation.json` and so on. The images are divided over all devices, of several
+processes too (launch/README.md).
 """
 
 import functools
@@ -25,9 +26,9 @@ from ml_collections import config_flags
 import cure_jax as cj
 from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
-from cure_jax.report import plots
-from cure_jax.training.workdir import as_path, write_atomically
-from launch import common, processes
+from cure_jax.report import examples, plots
+from cure_jax.training.workdir import AnyPath, as_path, write_atomically
+from launch import common, processes, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
@@ -88,6 +89,7 @@ def main() -> None:
     }
     if not is_first:
         return
+    on_disk = isinstance(workdir, Path)
 
     union = np.all(np.stack([certificate.verified[norm] for norm in radii]), axis=0)
     attacked_union = np.all(np.stack([attacked.survived[norm] for norm in radii]), axis=0)
@@ -99,6 +101,7 @@ def main() -> None:
         "reported": {norm: _share(certificate.verified[norm]) for norm in reported},
         "reported_empirical": {norm: _share(attacked.survived[norm]) for norm in reported},
         "num_examples": len(images),
+        "split_examples": len(split.images),
         "split": _SPLIT.value,
         "seconds": round(seconds, 2),
         "radii": radii,
@@ -106,25 +109,39 @@ def main() -> None:
         "method": _METHOD.value,
         "step": int(fitted.state.step),
         "arithmetic": arithmetic,
+        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)) if on_disk else None,
+        "commit": provenance.commit(),
+        "training_seconds": provenance.training_seconds(workdir) if on_disk else None,
         **_environment(),
         "devices": jax.device_count(),
         "processes": jax.process_count(),
         "config": config.to_dict(),
     }
     name = "certify" if _SPLIT.value == "test" else _SPLIT.value
-    write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
     verdicts = {f"verified.{norm}": value for norm, value in certificate.verified.items()}
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
     verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
     verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
-    # First here: not everything can write into a bucket.
-    with tempfile.TemporaryDirectory() as here:
-        np.savez_compressed(Path(here) / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
-        plots.certified_against_radius(Path(here) / f"{name}.png", curves, training_radii=radii)
-        for path in Path(here).iterdir():
-            (workdir / path.name).write_bytes(path.read_bytes())
+    parts = ("radii", "certified", "attacked")
+    result["curve"] = {norm: dict(zip(parts, curve, strict=True)) for norm, curve in curves.items()}
+    _write(workdir, name, result, verdicts, curves)
     shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
     print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
+
+
+def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:
+    """The files; the picture comes last: where it is, nothing is missing."""
+    (workdir / f"{name}.png").unlink(missing_ok=True)
+    radii, method = result["radii"], result["config"]["name"] or result["config"]["dataset"]
+    # First here: not everything can write into a bucket.
+    with tempfile.TemporaryDirectory() as directory:
+        here = Path(directory)
+        np.savez_compressed(here / f"{name}.npz", **verdicts)
+        examples.union_diagram(here / f"{name}_union.png", {method: [verdicts]}, union=[*radii])
+        plots.certified_against_radius(here / f"{name}.png", curves, training_radii=radii)
+        write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
+        for ending in (".npz", "_union.png", ".png"):
+            (workdir / f"{name}{ending}").write_bytes((here / f"{name}{ending}").read_bytes())
 
 
 def _batches(num_examples: int) -> tuple[int, jax.sharding.Mesh | None]:

@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 _fail_at_once()
                 raise
-            print(f"error: {_in_one_line(error)}.", file=sys.stderr)
+            print(f"error: {in_one_line(error)}.", file=sys.stderr)
             _fail_at_once()
             sys.exit(1)
         except Exception:
@@ -65,10 +65,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:
         if os.environ.get("CURE_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {_in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
+        sys.exit(f"error: {in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
 
 
-def _in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException) -> str:
     """What went wrong, without the traceback that config_flags puts into its own messages."""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if "Traceback (most recent call last)" in message:

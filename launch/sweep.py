@@ -1,95 +1,166 @@
-"""Trains and certifies a list of configs and seeds, and makes one table of them.
+"""Trains and certifies a list of configs and seeds, and makes tables and pictures of them.
 
     python launch/sweep.py --configs=configs/digits.py:linf,configs/digits.py:scratch --seeds=0,1,2 --root=runs/digits
 
-Each run is `launch/train.py` and `launch/certify.py` in a process of its own, in ROOT/METHOD (one seed) or
-ROOT/METHOD/seed_S. What is done is skipped, what was interrupted resumes. The table goes to the terminal and to
-ROOT/table.md and ROOT/table.tex, a picture to ROOT/methods.png. Arguments after `--` go to every train.py and
-certify.py, for example `-- --config.epochs=5`.
+A config may carry overrides of its own, for ablations; `name=` gives the row another name than config and overrides:
+
+    --configs=configs/digits.py:scratch+projection.beta=0,configs/digits.py:scratch+alignment.weight=0+name=unaligned
+
+Each run is `launch/train.py` and `launch/certify.py` in processes of their own, in ROOT/NAME (one seed) or
+ROOT/NAME/seed_S; what they say goes to log.txt there. What is done is skipped, what was interrupted resumes, and a run
+that fails does not stop the others: the sweep reports it at its end, with exit status 1. Tables go to the terminal,
+ROOT/table.md and ROOT/table.tex, pictures to ROOT: methods.png, radius.png, union.png, alignment.png and trade_off.png.
+A fine-tuning begins from the run of this sweep and its seed that its config names. Arguments after `--` go to every
+train.py and certify.py, for example `-- --config.epochs=5`.
 """
 
 import concurrent.futures
-import json
+import dataclasses
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
-from rich.console import Console
 
-from cure_jax.report import plots, tables
+from launch import entries, provenance
+from launch.entries import Entry
+from launch.summary import write_report
 
-_CONFIGS = flags.DEFINE_list("configs", None, "Configs, each with a method after a colon.")
+_CONFIGS = flags.DEFINE_multi_string("configs", None, "Configs, each with a method after a colon, and +FIELD=VALUE.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of each config.")
 _ROOT = flags.DEFINE_string("root", None, "Where the work directories go.")
 _METHOD = flags.DEFINE_string("method", "crown", "How to bound, see launch/certify.py.")
+_ARITHMETIC = flags.DEFINE_string("arithmetic", "float32", "How bounds are rounded, see launch/certify.py.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 1000, "Images to certify.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
 
 _LAUNCH = Path(__file__).parent
-Run = tuple[str, str, Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training and its certification."""
+
+    entry: Entry
+    workdir: Path
+    arguments: list[str]
+    config: dict[str, Any]
+
+    @property
+    def result(self) -> Path:
+        """Where certify.py puts its figures; other files lie beside it."""
+        return self.workdir / ("certify.json" if _SPLIT.value == "test" else "validation.json")
+
+
+class RunFailed(Exception):
+    """A process ended with another exit status than 0."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Runs what is missing, and reports."""
     root = Path(str(_ROOT.value))
-    runs = [
-        (config, seed, _workdir(root, config, seed)) for config in _CONFIGS.value or [] for seed in _SEEDS.value or []
-    ]
+    try:
+        runs = [
+            _planned(root, entry, seed, arguments[1:])
+            for entry in entries.parse(_CONFIGS.value or [])
+            for seed in _SEEDS.value or []
+        ]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    runs = _with_own_starts(runs)
+    workdirs = {str(run.workdir) for run in runs}
+    later = [run for run in runs if run.config.get("start_from") in workdirs]
+    failures = _run_all([run for run in runs if run not in later]) | _run_all(later)
+    done = [run for run in runs if run.workdir not in failures]
+    if done:
+        write_report(root, [(run.entry.name, run.result) for run in done])
+    if failures:
+        listed = "".join(f"\n  {workdir}: {error}" for workdir, error in failures.items())
+        sys.exit(f"error: {len(failures)} of {len(runs)} runs failed, and are not in the tables:{listed}")
+
+
+def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> Run:
+    """A run whose config is known to be readable."""
+    directory, seeds = root / entry.directory, _SEEDS.value or []
+    workdir = directory / f"seed_{seed}"
+    if len(seeds) == 1 and not workdir.exists():
+        workdir = directory
+    overrides = [*overrides, f"--config.seed={seed}"]
+    return Run(entry, workdir, entries.arguments_of(entry, overrides), entries.read_config(entry, overrides))
+
+
+def _with_own_starts(runs: list[Run]) -> list[Run]:
+    """Lets each fine-tuning begin from the network of this sweep and its seed."""
+    workdirs = {(run.entry.directory, run.config["seed"]): run.workdir for run in runs}
+    changed = []
+    for run in runs:
+        start = entries.own_start(run.config, run.arguments, workdirs)
+        if start is not None:
+            arguments = [*run.arguments, f"--config.start_from={start}"]
+            run = dataclasses.replace(run, arguments=arguments, config={**run.config, "start_from": str(start)})
+        changed.append(run)
+    return changed
+
+
+def _run_all(runs: list[Run]) -> dict[Path, str]:
+    """Runs them, several at a time; returns what went wrong, by work directory."""
+    failures = {}
     with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
-        futures = [pool.submit(_run, run, arguments[1:]) for run in runs]
-        for future in concurrent.futures.as_completed(futures):
-            if future.exception() is not None:
-                pool.shutdown(cancel_futures=True)
-                sys.exit(f"error: {future.exception()}")
-    results = [json.loads(_result(workdir).read_text()) for *_, workdir in runs]
-    _report(root, results)
+        futures = {pool.submit(_run, run): run for run in runs}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                if isinstance(error := future.exception(), RunFailed):
+                    failures[futures[future].workdir] = str(error)
+                    print(f"{futures[future].workdir}: failed", flush=True)
+                elif error is not None:
+                    raise error
+        except BaseException:
+            # Ctrl-C, or a bug: what has not begun shall not begin.
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {run.workdir: failures[run.workdir] for run in runs if run.workdir in failures}
 
 
-def _workdir(root: Path, config: str, seed: str) -> Path:
-    method = config.partition(":")[2] or Path(config).stem
-    return root / method if len(_SEEDS.value or []) == 1 else root / method / f"seed_{seed}"
+def _run(run: Run) -> None:
+    wanted = {"method": _METHOD.value, "arithmetic": _ARITHMETIC.value, "num_examples": _NUM_EXAMPLES.value}
+    if entries.is_done(run.result, run.config, wanted):
+        print(f"{run.workdir}: done before", flush=True)
+        return
+    # In one piece, as several runs print at the same time.
+    print(f"{run.workdir}: started\n", end="", flush=True)
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    common = [*run.arguments, f"--workdir={run.workdir}"]
+    before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
+    try:
+        output = _call(run, "train.py", common)
+    finally:
+        if provenance.last_checkpoint(run.workdir) != before:
+            # A process that found nothing to do took its time too, but not for the training.
+            provenance.add_training_seconds(run.workdir, time.monotonic() - start)
+    if "trained to step" not in output:
+        # Stopped in good order but before its end, as on a machine that is taken away: nothing to certify yet.
+        raise RunFailed(f"train.py stopped before its end, see {run.workdir / 'log.txt'}; give the same command again")
+    certify = [f"--method={_METHOD.value}", f"--arithmetic={_ARITHMETIC.value}"]
+    _call(run, "certify.py", [*common, *certify, f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"])
 
 
-def _result(workdir: Path) -> Path:
-    return workdir / ("certify.json" if _SPLIT.value == "test" else "validation.json")
-
-
-def _run(run: Run, overrides: Sequence[str]) -> None:
-    config, seed, workdir = run
-    if _result(workdir).exists():
-        done = json.loads(_result(workdir).read_text())
-        wanted = (_METHOD.value, min(_NUM_EXAMPLES.value, done["num_examples"]))
-        if (done["method"], done["num_examples"]) == wanted:
-            print(f"{workdir}: done before", flush=True)
-            return
-    common = [f"--config={config}", f"--config.seed={seed}", f"--workdir={workdir}", *overrides]
-    certify = [f"--method={_METHOD.value}", f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"]
-    print(f"{workdir}: started", flush=True)
-    for script, extra in (("train.py", []), ("certify.py", certify)):
-        _call([sys.executable, str(_LAUNCH / script), *common, *extra])
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
-    print(done.stdout.strip(), flush=True)
-
-
-def _report(root: Path, results: list[dict]) -> None:
-    def label(result: tables.Result) -> str:
-        return result["config"]["name"] or result["config"]["dataset"]
-
-    Console().print(tables.terminal(results, label=label))
-    (root / "table.md").write_text(tables.markdown(results, label=label) + "\n")
-    (root / "table.tex").write_text(tables.latex(results, label=label) + "\n")
-    plots.compare_methods(root / "methods.png", results, label=label)
-    print(
-        f"Tables and a picture: {root}/table.md, table.tex, methods.png; per run certify.json, certify.npz, certify.png"
-    )
+def _call(run: Run, script: str, arguments: list[str]) -> str:
+    """Runs a launcher, its output going to the end of the log; returns the output."""
+    log, command = run.workdir / "log.txt", [sys.executable, str(_LAUNCH / script), *arguments]
+    with log.open("a") as file:
+        print(f"$ {' '.join(command)}", file=file, flush=True)
+        start = file.tell()
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    output = log.read_bytes()[start:].decode(errors="replace").strip()
+    last = output.rpartition("\n")[2].strip()[:300]
+    if status:
+        raise RunFailed(f"{script} ended with exit status {status} ({last}), see {log}")
+    print(last, flush=True)
+    return output
 
 
 if __name__ == "__main__":

@@ -1,15 +1,24 @@
 """Results as tables and pictures."""
 
+from cure_jax.report.comparisons import compare_curves, trade_off
+from cure_jax.report.examples import alignment_histograms, certified_subsets, margin_differences, union_diagram
 from cure_jax.report.plots import certified_against_radius, compare_methods
-from cure_jax.report.tables import Statistic, Summary, latex, markdown, summarize, terminal
+from cure_jax.report.summaries import Statistic, Summary, summarize
+from cure_jax.report.tables import latex, markdown, terminal
 
 __all__ = [
     "Statistic",
     "Summary",
+    "alignment_histograms",
     "certified_against_radius",
+    "certified_subsets",
+    "compare_curves",
     "compare_methods",
     "latex",
+    "margin_differences",
     "markdown",
     "summarize",
     "terminal",
+    "trade_off",
+    "union_diagram",
 ]

@@ -30,14 +30,14 @@ __all__ = ["PIXELS", "Config", "build_recipe", "check", "default_config", "make_
 # An `ml_collections.ConfigDict`, whose fields have no static types.
 Config: TypeAlias = Any
 PIXELS = (0.0, 1.0)
-# The fields of `losses.NORM` besides `kind`, with their defaults.
+# The fields of `losses.NORM` besides `kind`, with their defaults; fraction: of the radius, in training.
 _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "natural": {},
-    "pgd": {},
+    "pgd": {"fraction": 1.0},
     "ibp": {"fraction": 1.0, "shrinking": 0.0},
-    "small_box": {"ratio": 0.4, "inside": False, "shrinking": 0.0},
+    "small_box": {"fraction": 1.0, "ratio": 0.4, "inside": False, "shrinking": 0.0},
     "crown_ibp": {"fraction": 1.0, "final": 0.0},
-    "expressive": {"combination": "mtl", "alpha": 0.1},
+    "expressive": {"fraction": 1.0, "combination": "mtl", "alpha": 0.1},
     "dual_norm": {"fraction": 1.0},
     "box_ball": {"fraction": 1.0},
     "lipschitz": {"fraction": 1.0},
@@ -319,8 +319,9 @@ def _batch_objective(config: Config) -> multi_norm.BatchObjective:
 
 
 def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
-    ball, eps, steps = ball_of(name), config.radii[name], config.attack_steps
     settings = {**_LOSS_FIELDS[loss.kind], **{field: value for field, value in loss.items() if field != "kind"}}
+    # Training at another radius is all that a fraction does.
+    ball, eps, steps = ball_of(name), config.radii[name] * settings.pop("fraction", 1.0), config.attack_steps
     makers: dict[str, Callable[..., objectives.Objective]] = {
         "natural": objectives.natural,
         "pgd": functools.partial(objectives.adversarial, ball, eps, steps=steps),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,14 +44,19 @@ def workdir(tmp_path_factory) -> Path:
     return directory
 
 
-def test_certify_writes_verdicts_and_a_summary_that_agree(workdir):
+@pytest.fixture(scope="module")
+def certified(workdir) -> Path:
     result = launch(
         "certify", CONFIG, f"--workdir={workdir}", *SMALL, "--num_examples=30", "--attack_steps=3", "--curve=0.5",
         "--config.reported={'l1': 0.5}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    summary = json.loads((workdir / "certify.json").read_text())
-    verdicts = np.load(workdir / "certify.npz")
+    return workdir
+
+
+def test_certify_writes_verdicts_and_a_summary_that_agree(certified):
+    summary = json.loads((certified / "certify.json").read_text())
+    verdicts = np.load(certified / "certify.npz")
     assert summary["num_examples"] == 30
     assert summary["method"] == "crown"
     assert set(summary["certified"]) == {"linf", "l2"}
@@ -63,8 +69,32 @@ def test_certify_writes_verdicts_and_a_summary_that_agree(workdir):
         assert np.all(verdicts[f"margin.{norm}"][verdicts[f"verified.{norm}"]] > 0)
     assert summary["union"] <= summary["empirical"]["union"]
     assert summary["radii"] == {"linf": pytest.approx(summary["config"]["radii"]["linf"]), "l2": summary["radii"]["l2"]}
-    assert {"seconds", "arithmetic", "backend", "versions", "precision"} <= set(summary)
-    assert (workdir / "certify.png").read_bytes().startswith(b"\x89PNG")
+    assert {"seconds", "arithmetic", "backend", "versions", "precision", "commit"} <= set(summary)
+    assert re.fullmatch("[0-9a-f]{12}", summary["checkpoint_sha256"])
+    for norm, curve in summary["curve"].items():
+        share = {**summary["certified"], **summary["reported"]}[norm]
+        # Radius 0, one half and the whole of it.
+        assert curve["certified"][0] == curve["attacked"][0] == summary["clean"]
+        assert curve["radii"][2] == pytest.approx(2 * curve["radii"][1])
+        assert curve["certified"][2] == share <= curve["attacked"][2]
+    for name in ("certify.png", "certify_union.png"):
+        assert (certified / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_over_what_is_done_only_reports(certified):
+    files = {path: path.stat().st_mtime for path in certified.rglob("*")}
+    overrides = [*SMALL, "--config.reported={'l1': 0.5}"]
+    arguments = [f"--root={certified.parent}", "--num_examples=30", "--", *overrides]
+    result = launch("sweep", "--configs=configs/digits.py:scratch", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert f"{certified}: done before" in result.stdout
+    assert {path: path.stat().st_mtime for path in certified.rglob("*")} == files
+    table = (certified.parent / "table.md").read_text()
+    union = json.loads((certified / "certify.json").read_text())["union"]
+    assert f" {100 * union:.1f} |" in table
+    assert "certified ℓ1 (0.5), not in the union" in table
+    for name in ("methods", "radius", "union", "alignment", "trade_off"):
+        assert (certified.parent / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
 
 
 def test_training_again_is_a_resume_that_has_nothing_to_do(workdir):

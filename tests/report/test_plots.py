@@ -3,27 +3,12 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from cure_jax import report
 
 RADII = np.linspace(0, 0.2, 11)
 CERTIFIED = np.linspace(0.9, 0.1, 11)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were saved, to look into."""
-    saved = []
-    save = Figure.savefig
-
-    def record(figure, *args, **kwargs):
-        saved.append(figure)
-        save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", record)
-    return saved
 
 
 def _result(method, scale=1.0, **changes):
@@ -107,6 +92,10 @@ def test_a_series_nobody_has_is_left_out(tmp_path, figures):
     [
         (report.certified_against_radius, {"linf": (RADII, CERTIFIED, None)}),
         (report.compare_methods, [_result("a")]),
+        (report.compare_curves, {"a": [{"linf": {"radii": RADII, "certified": CERTIFIED}}]}),
+        (report.trade_off, [_result("a")]),
+        (report.union_diagram, {"a": [{"verified.linf": np.array([True])}]}),
+        (report.alignment_histograms, {}),
     ],
 )
 def test_missing_matplotlib_comes_with_the_command(tmp_path, monkeypatch, draw, content):

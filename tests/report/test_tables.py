@@ -1,5 +1,3 @@
-import math
-
 import pytest
 from rich.console import Console
 
@@ -31,43 +29,14 @@ def _rendered(table, width=200):
     return capture.get()
 
 
-def test_runs_of_one_method_are_aggregated_with_the_population_formula():
-    first, second = _result(linf=0.90, union=0.70), _result(linf=0.96, union=0.74)
-    (row,) = report.summarize([first, second])
-    assert (row.label, row.count, row.num_examples) == ("joint", 2, 1000)
-    assert row.certified["linf"].mean == pytest.approx(0.93)
-    # By hand: both are 0.03 from their mean. The sample formula would give 0.0424.
-    assert row.certified["linf"].std == pytest.approx(0.03)
-    assert row.union.mean == pytest.approx(0.72)
-    assert row.certified["l2"].std == 0.0
-
-
-def test_the_gap_is_the_least_norm_minus_the_union_of_each_run():
-    # The least norm is l2 in the one and linf in the other: gaps 0.05 and 0.10, while the means would give 0.125.
-    (row,) = report.summarize([_result(linf=0.9, l2=0.8, union=0.75), _result(linf=0.7, l2=0.9, union=0.6)])
-    assert row.gap.mean == pytest.approx(0.075)
-    assert row.gap.std == pytest.approx(0.025)
-
-
-def test_rows_keep_the_order_of_first_appearance():
-    results = [_result("b"), _result("a"), _result("b")]
-    assert [(row.label, row.count) for row in report.summarize(results)] == [("b", 2), ("a", 1)]
-
-
 def test_different_radii_are_different_rows():
     results = [_result(), _result(radii={"linf": 8 / 255, "l2": 0.5})]
     assert [row.label for row in report.summarize(results)] == ["joint (ℓ∞ 0.1, ℓ2 0.75)", "joint (ℓ∞ 8/255, ℓ2 0.5)"]
     assert "certified ℓ∞ |" in report.markdown(results)
 
 
-def test_label_names_the_rows():
-    results = [_result(config={"beta": beta}) for beta in (0.5, 0.8)]
-    rows = report.summarize(results, label=lambda result: f"beta {result['config']['beta']}")
-    assert [row.label for row in rows] == ["beta 0.5", "beta 0.8"]
-
-
 def test_markdown():
-    results = [_result(linf=0.90), _result(linf=0.96), _result("max", empirical=None)]
+    results = [_result(linf=0.90), _result(linf=0.96), _result("max", empirical=None, clean=0.93)]
     head, rule, joint, worst, empty, caption = report.markdown(results).splitlines()
     assert _cells(head) == [
         "method",
@@ -81,9 +50,11 @@ def test_markdown():
     ]
     assert _cells(rule) == [":---"] + ["---:"] * 7
     assert _cells(joint) == [
-        *["joint", "2", "95.0 ± 0.0", "93.0 ± 3.0", "80.0 ± 0.0", "75.0 ± 0.0", "85.0 ± 0.0", "5.0 ± 0.0"]
+        *["joint", "2", "**95.0 ± 0.0**", "**93.0 ± 3.0**", "**80.0 ± 0.0**", "**75.0 ± 0.0**"],
+        *["**85.0 ± 0.0**", "5.0 ± 0.0"],
     ]
-    assert _cells(worst) == ["max", "1", "95.0", "90.0", "80.0", "75.0", "–", "5.0"]  # noqa: RUF001
+    # What ties to the decimal that is shown is bold too.
+    assert _cells(worst) == ["max", "1", "93.0", "90.0", "**80.0**", "**75.0**", "–", "5.0"]  # noqa: RUF001
     assert empty == ""
     assert caption.startswith(
         "Percent of 1000 test examples; mean ± population standard deviation over n runs (divided"
@@ -95,12 +66,13 @@ def test_markdown_escapes_bars():
 
 
 def test_latex():
-    text = report.latex([_result("l_inf & 50%"), _result("max", union=None)])
+    text = report.latex([_result("l_inf & 50%"), _result("max", linf=0.85, union=None)])
     lines = text.splitlines()
-    assert lines[1] == r"\begin{tabular}{lrrrrrr}"
+    assert lines[1] == r"\begin{tabular}{lrrrrrrr}"
     assert r"certified $\ell_\infty$ (0.1) & certified $\ell_2$ (0.75) & union certified" in lines[3]
-    assert lines[5] == r"l\_inf \& 50\% & 1 & 95.0 & 90.0 & 80.0 & 75.0 & 85.0 \\"
-    assert lines[6] == r"max & 1 & 95.0 & 90.0 & 80.0 & -- & 85.0 \\"
+    bold = r"\textbf{%s}"
+    assert lines[5].split(" & ")[:4] == [[r"l\_inf \& 50\%"][0], "1", bold % "95.0", bold % "90.0"]
+    assert lines[6].split(" & ") == [*["max", "1", bold % "95.0", "85.0", bold % "80.0", "--"], bold % "85.0", r"-- \\"]
     assert text.count("{tabular}") == 2
 
 
@@ -118,42 +90,65 @@ def test_numbers_stay_whole_in_a_narrow_terminal():
     assert "93.0±3.0" in _rendered(report.terminal(results), width=70)
 
 
-def test_norms_come_in_a_fixed_order_and_others_last():
-    result = _result(certified={"wasserstein": 0.9, "l1": 0.9, "l2": 0.9, "linf": 0.9}, union=0.9)
-    assert list(report.summarize([result])[0].certified) == ["linf", "l2", "l1", "wasserstein"]
-
-
 def test_a_norm_that_one_method_lacks_is_empty():
-    text = report.markdown([_result(), _result("single", certified={"linf": 0.9}, union=None)])
-    assert "| single | 1 | 95.0 | 90.0 | – | – | 85.0 | – |" in text  # noqa: RUF001
+    text = report.markdown([_result(), _result("single", certified={"linf": 0.8}, clean=0.9, union=None, empirical={})])
+    assert "| single | 1 | 90.0 | 80.0 | – | – | – | – |" in text  # noqa: RUF001
+
+
+def test_nothing_is_best_of_one_or_of_different_radii():
+    assert "**" not in report.markdown([_result(), _result()])
+    assert "**" not in report.markdown([_result(), _result("max", radii={"linf": 0.3, "l2": 0.75})])
+
+
+def test_the_best_is_bold_in_the_terminal_too():
+    console = Console(width=200, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(report.terminal([_result(linf=0.9), _result("max", linf=0.8)]))
+    assert "\x1b[1m90.0\x1b[0m" in capture.get()
+    assert "\x1b[1m80.0\x1b[0m │" in capture.get()
+    assert capture.get().count("\x1b[1m80.0") == 2
+
+
+def test_norms_outside_of_the_union_have_a_column_of_their_own():
+    results = [
+        _result(reported={"l1": 0.5}, reported_radii={"l1": 1.0}),
+        _result(reported={"l1": 0.7}, reported_radii={"l1": 1.0}),
+        _result("max"),
+    ]
+    head, _, joint, worst, *_ = report.markdown(results).splitlines()
+    assert _cells(head)[-2:] == ["gap", "certified ℓ1 (1), not in the union"]
+    # 0.5 lies below the union 0.75: this norm takes no part in it.
+    assert _cells(joint)[-2:] == ["5.0 ± 0.0", "**60.0 ± 10.0**"]
+    assert _cells(worst)[-1] == "–"  # noqa: RUF001
+
+
+def test_columns_of_cost_and_origin():
+    first = {"training_seconds": 100.0, "seconds": 30.0, "checkpoint_sha256": "0123456789ab", "device": "cpu"}
+    second = {"training_seconds": 120.4, "seconds": 50.0, "checkpoint_sha256": "ba9876543210", "device": "cpu"}
+    commit = "c0ffee" + 34 * "0"
+    results = [
+        _result(**first, commit=commit),
+        _result(**second, commit=commit + "-dirty"),
+        _result("max", seconds=2.0),
+    ]
+    columns = ["training", "certification", "checkpoint", "commit", "device"]
+    head, _, joint, worst, *_ = report.markdown(results, columns=columns).splitlines()
+    assert _cells(head)[-5:] == ["training s", "certification s", "checkpoint", "commit", "device"]
+    assert _cells(joint)[-5:] == [
+        *["110 ± 10", "40 ± 10", "`0123456789ab`, `ba9876543210`", "`c0ffee000000`, `c0ffee000000-dirty`", "cpu"]
+    ]
+    assert _cells(worst)[-5:] == ["–", "2", "–", "–", "–"]  # noqa: RUF001
+    assert r"\texttt{0123456789ab}" in report.latex(results, columns=columns)
+    assert _cells(report.markdown(results).splitlines()[0])[-1] == "gap"
+
+
+def test_unknown_columns_are_refused():
+    with pytest.raises(ValueError, match=r"Got the columns \['hours'\]; expected some of training, certification"):
+        report.markdown([_result()], columns=["hours"])
 
 
 def test_captions_do_not_invent_a_size():
     assert report.markdown([_result(), _result("max", num_examples=10)]).splitlines()[-1].startswith("Percent of the ")
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"clean": 95.0}, "clean = 95.0"),
-        ({"union": -0.1}, "union = -0.1"),
-        ({"certified": {"linf": math.nan}}, "certified.linf = nan"),
-        ({"empirical": {"union": 1.5}}, "empirical.union = 1.5"),
-    ],
-)
-def test_numbers_that_are_no_fractions_are_refused(change, text):
-    with pytest.raises(ValueError, match=rf"Result 1 has {text}; expected a fraction in \[0, 1\]"):
-        report.summarize([_result(), _result(**change)])
-
-
-def test_a_union_above_a_norm_is_refused():
-    with pytest.raises(ValueError, match=r"Result 0 has union = 0\.81 above its least norm 0\.8"):
-        report.summarize([_result(union=0.81)])
-
-
-def test_missing_entries_are_named():
-    with pytest.raises(ValueError, match=r"Result 0 lacks \['certified', 'radii'\]"):
-        report.summarize([{"method": "a", "clean": 0.5}])
 
 
 def test_no_results_are_refused():

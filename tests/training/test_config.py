@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from configs.methods import METHODS
 from cure_jax import models
 from cure_jax.training import fit
 from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
 from cure_jax.training.loop import initial_state
+from cure_jax.training.objectives import Network
 from cure_jax.training.step import train_step
 from tests.training import tiny
 
@@ -277,3 +279,22 @@ def test_alignment_of_all_pairs() -> None:
     assert set(recipe.alignment.pairs) == {("linf", "l2"), ("l2", "linf")}
     with pytest.raises(ValueError, match="at least two norms"):
         check(_config({"losses": {"linf": _SMALL}, "alignment.weight": 1.0, "alignment.lower": "all"}))
+
+
+@pytest.mark.parametrize("kind", ["pgd", "ibp", "small_box", "crown_ibp", "expressive", "dual_norm", "lipschitz"])
+def test_a_fraction_trains_at_another_radius(kind: str) -> None:
+    """Half of twice the radius is the radius."""
+    x, label = jnp.asarray(tiny.data(1)[0][0]), jnp.int32(1)
+    f = Partial(lambda w, x: w @ x.reshape(-1), jnp.asarray(np.random.default_rng(0).normal(size=(3, 16)), jnp.float32))
+    network = Network(f, f, 1 - jnp.eye(3))
+
+    def logits(**fields: Any) -> jax.Array:
+        config = _config({"radii.l2": 0.1, "losses": {"l2": {"kind": kind}}, **fields})
+        check(config)
+        objective = build_recipe(config, tiny.TinyMLP(), 1).objective
+        outcome = objective(network, x[None], label[None], jnp.float32(1), jax.random.key(0)[None], jnp.int32(0))
+        return outcome.worst["l2"].logits
+
+    plain = logits()
+    np.testing.assert_allclose(logits(**{"radii.l2": 0.2, "losses.l2.fraction": 0.5}), plain, rtol=1e-5)
+    assert np.max(np.abs(logits(**{"losses.l2.fraction": 0.5}) - plain)) > 1e-3

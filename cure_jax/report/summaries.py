@@ -1,0 +1,184 @@
+"""Certified results, aggregated over the runs of each method.
+
+A result is the content of one `certify.json`, a dictionary with these entries (fractions of the examples, 0..1):
+
+* `method`: the name of its row; results with the same name and radii are runs of one method with different seeds,
+* `clean`: accuracy, `certified`: {norm: fraction}, `radii`: {norm: eps},
+* `union`: fraction certified for every norm of `certified` at once; may be None where there is one norm,
+* `empirical`: {norm: fraction, "union": fraction} left standing by an attack; may be empty or None,
+* `reported`: {norm: fraction} certified in norms that do not count for the union, `reported_radii`: {norm: eps},
+* `num_examples`; `training_seconds`, `seconds` (to certify and attack), `checkpoint_sha256`, `commit`, `device`.
+
+Of these, the first four are needed; entries that are not listed are ignored.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cure_jax.report.style import ordered
+
+Result = Mapping[str, Any]
+
+_SYMBOLS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and population standard deviation, sqrt(mean((x - mean)^2)), over the runs of one method.
+
+    Attributes:
+      mean: Mean of the fractions (or seconds).
+      std: Their population standard deviation; 0 for a single run.
+      count: Number of runs.
+    """
+
+    mean: float
+    std: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of one method, aggregated: one row of a table.
+
+    Attributes:
+      label: Name of the row.
+      radii: Radius of each norm of the union, in pixel units.
+      count: Number of runs (seeds).
+      num_examples: Number of test examples of each run, or None if they differ.
+      clean: Accuracy.
+      certified: Certified fraction of each norm of the union.
+      union: Fraction certified for every norm of the union at once.
+      attacked_union: Fraction that no attack of any norm breaks: an upper bound of `union`.
+      gap: min over the norms of the certified fraction, minus `union`: what the intersection costs. Never negative.
+      reported: Certified fraction of each norm outside of the union.
+      reported_radii: Their radii.
+      training_seconds: Seconds to train, where they are known.
+      certification_seconds: Seconds to certify and attack.
+      origins: {"checkpoint" | "commit" | "device": its distinct values, in the order of the runs}.
+    """
+
+    label: str
+    radii: dict[str, float]
+    count: int
+    num_examples: int | None
+    clean: Statistic
+    certified: dict[str, Statistic]
+    union: Statistic | None
+    attacked_union: Statistic | None
+    gap: Statistic | None
+    reported: dict[str, Statistic]
+    reported_radii: dict[str, float]
+    training_seconds: Statistic | None
+    certification_seconds: Statistic | None
+    origins: dict[str, tuple[str, ...]]
+
+
+def summarize(results: Iterable[Result], *, label: Callable[[Result], str] | None = None) -> list[Summary]:
+    """Aggregates results: one row for each method and set of radii, in order of first appearance.
+
+    Args:
+      results: Contents of several `certify.json`.
+      label: Gives the name of a result's row; by default its `method`.
+
+    Returns:
+      The rows. If the results do not all have the same radii, each name is followed by its radii.
+
+    Raises:
+      ValueError: There are no results, one lacks an entry or has a number that is not a fraction, or a union exceeds
+        one of its norms, which no sound computation gives.
+    """
+    groups: dict[tuple[str, tuple[tuple[str, float], ...]], list[Result]] = {}
+    for number, result in enumerate(results):
+        _check(number, result)
+        name = label(result) if label else str(result["method"])
+        radii = tuple((norm, float(result["radii"][norm])) for norm in ordered(result["radii"]))
+        groups.setdefault((name, radii), []).append(result)
+    if not groups:
+        raise ValueError("Got no results; expected at least one certify.json. Run a certification first.")
+    several = len({radii for _, radii in groups}) > 1
+    return [
+        _summary(f"{name} ({_radii_text(dict(radii))})" if several else name, dict(radii), runs)
+        for (name, radii), runs in groups.items()
+    ]
+
+
+def statistic(values: Iterable[float | None]) -> Statistic | None:
+    """Mean and deviation of the values that are there; None if none is."""
+    present = [value for value in values if value is not None]
+    return Statistic(float(np.mean(present)), float(np.std(present)), len(present)) if present else None
+
+
+def radius_text(eps: float) -> str:
+    """A radius as it is usually written: 8/255 or 0.1."""
+    levels = eps * 255
+    is_short = math.isclose(eps, round(eps, 3), rel_tol=1e-6)
+    if not is_short and math.isclose(levels, round(levels), rel_tol=1e-4):
+        return f"{round(levels)}/255"
+    return f"{eps:.4g}"
+
+
+def _check(number: int, result: Result) -> None:
+    missing = [entry for entry in ("clean", "certified", "radii") if entry not in result]
+    if missing:
+        raise ValueError(
+            f"Result {number} lacks {missing}; expected the content of a certify.json. Write it with launch/certify.py."
+        )
+    union = result.get("union")
+    fractions = {"clean": result["clean"], "union": union}
+    for part in ("certified", "empirical", "reported"):
+        fractions |= {f"{part}.{norm}": value for norm, value in (result.get(part) or {}).items()}
+    for entry, value in fractions.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(
+                f"Result {number} has {entry} = {value}; expected a fraction in [0, 1]. Divide percentages by 100."
+            )
+    least = min(result["certified"].values(), default=None)
+    if union is not None and least is not None and union > least + 1e-6:
+        raise ValueError(
+            f"Result {number} has union = {union} above its least norm {least}; expected union <= every norm, as it is "
+            "a logical and for each example. Compute it from the same examples."
+        )
+
+
+def _summary(label: str, radii: dict[str, float], runs: list[Result]) -> Summary:
+    sizes = {run.get("num_examples") for run in runs}
+    clean = statistic(run["clean"] for run in runs)
+    assert clean is not None
+    return Summary(
+        label=label,
+        radii=radii,
+        count=len(runs),
+        num_examples=sizes.pop() if len(sizes) == 1 else None,
+        clean=clean,
+        certified=_of_each_norm(runs, "certified"),
+        union=statistic(run.get("union") for run in runs),
+        attacked_union=statistic((run.get("empirical") or {}).get("union") for run in runs),
+        gap=statistic(
+            min(run["certified"].values()) - run["union"]
+            for run in runs
+            if run.get("union") is not None and run["certified"]
+        ),
+        reported=_of_each_norm(runs, "reported"),
+        reported_radii={norm: float(eps) for run in runs for norm, eps in (run.get("reported_radii") or {}).items()},
+        training_seconds=statistic(run.get("training_seconds") for run in runs),
+        certification_seconds=statistic(run.get("seconds") for run in runs),
+        origins={
+            name: tuple(dict.fromkeys(str(run[entry]) for run in runs if run.get(entry) is not None))
+            for name, entry in (("checkpoint", "checkpoint_sha256"), ("commit", "commit"), ("device", "device"))
+        },
+    )
+
+
+def _of_each_norm(runs: list[Result], entry: str) -> dict[str, Statistic]:
+    fractions = [run.get(entry) or {} for run in runs]
+    statistics = {norm: statistic(part.get(norm) for part in fractions) for norm in ordered({*()}.union(*fractions))}
+    return {norm: value for norm, value in statistics.items() if value}
+
+
+def _radii_text(radii: dict[str, float]) -> str:
+    return ", ".join(f"{_SYMBOLS.get(norm, norm)} {radius_text(eps)}" for norm, eps in radii.items())

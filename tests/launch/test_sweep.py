@@ -1,0 +1,146 @@
+"""What a sweep runs, skips, repeats and reports: with stand-ins for train.py and certify.py, in real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# They write what the real ones write, as far as a sweep looks at it.
+STAND_IN = """
+import json, os, pathlib, sys
+
+flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+workdir = pathlib.Path(flags["workdir"])
+script = pathlib.Path(__file__).name
+print("a first line")
+print("a line on standard error", file=sys.stderr, flush=True)
+if script + ":" + workdir.parent.name in os.environ.get("FAIL", ""):
+    sys.exit("error: no such luck")
+"""
+TRAIN = (
+    STAND_IN
+    + """
+(workdir / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
+print("preempted" if workdir.parent.name in os.environ.get("STOP", "") else "trained to step 40")
+"""
+)
+CERTIFY = (
+    STAND_IN
+    + """
+import numpy as np
+
+seed = int(flags["config.seed"])
+config = {"seed": seed, "radii": {"linf": 0.13, "l2": 0.45}, "reported": {}}
+result = {
+    "clean": 1.0, "certified": {"linf": 0.75, "l2": 0.5}, "union": 0.25 + 0.25 * (seed == 1), "empirical": {},
+    "radii": config["radii"], "num_examples": min(4, int(flags["num_examples"])), "split_examples": 4, "seconds": 2.0,
+    "method": flags["method"], "arithmetic": flags["arithmetic"], "config": config,
+    "training_seconds": json.loads((workdir / "seconds.json").read_text())["training"],
+    "curve": {"linf": {"radii": [0.0, 0.1], "certified": [1.0, 0.75]}},
+}
+(workdir / "certify.json").write_text(json.dumps(result))
+verdicts = {"verified.linf": [1, 1, 1, 0], "verified.l2": [1, seed == 1, 0, seed != 1], "correct": [1, 1, 1, 1]}
+margins = {"margin.linf": np.arange(4.0), "margin.l2": np.ones(4)}
+np.savez(workdir / "certify.npz", **{name: np.array(value, bool) for name, value in verdicts.items()}, **margins)
+(workdir / "certify.png").write_bytes(b"")
+print("certified")
+"""
+)
+RUNNER = """
+import pathlib, sys
+from absl import app
+from launch import sweep
+
+sweep._LAUNCH = pathlib.Path(sys.argv.pop(1))
+app.run(sweep.main)
+"""
+CONFIGS = "configs/digits.py:max,configs/digits.py:l2,configs/digits.py:scratch+projection.beta=0+name=no projection"
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Runs a sweep in `tmp_path / "runs"`."""
+    stand_ins = tmp_path / "launch"
+    stand_ins.mkdir()
+    (stand_ins / "train.py").write_text(TRAIN)
+    (stand_ins / "certify.py").write_text(CERTIFY)
+
+    def run(*arguments, fail="", stop=""):
+        command = [sys.executable, "-c", RUNNER, str(stand_ins), f"--root={tmp_path / 'runs'}", *arguments]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "FAIL": fail,
+            "STOP": stop,
+            "COLUMNS": "100",
+        }
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    return run
+
+
+def _calls(log: Path) -> list[str]:
+    """What was started, by the log of a run."""
+    lines = [line.split() for line in log.read_text().splitlines() if line.startswith("$ ")]
+    return [Path(words[2]).name for words in lines]
+
+
+def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
+    runs, arguments = tmp_path / "runs", [f"--configs={CONFIGS}", "--seeds=0,1", "--jobs=3"]
+    first = sweep(*arguments, fail="certify.py:max", stop="l2")
+    assert first.returncode == 1
+    assert "4 of 6 runs failed, and are not in the tables" in first.stderr
+    log = runs / "max" / "seed_1" / "log.txt"
+    assert f"certify.py ended with exit status 1 (error: no such luck), see {log}" in first.stderr
+    # A training that was told to stop is not certified.
+    assert f"{runs / 'l2' / 'seed_0'}: train.py stopped before its end" in first.stderr
+    assert _calls(runs / "l2" / "seed_0" / "log.txt") == ["train.py"]
+    assert "Traceback" not in first.stderr
+    assert "a line on standard error" in log.read_text()
+    assert _calls(log) == ["train.py", "certify.py"]
+    # The others are in the table, by the names of their entries.
+    assert (
+        "| no projection | 2 | 100.0 ± 0.0 | 75.0 ± 0.0 | 50.0 ± 0.0 | 37.5 ± 12.5 |" in (runs / "table.md").read_text()
+    )
+    assert "max" not in (runs / "table.md").read_text()
+
+    second = sweep(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.count("done before") == 2
+    assert _calls(log) == ["train.py", "certify.py"] * 2
+    assert _calls(runs / "no_projection" / "seed_0" / "log.txt") == ["train.py", "certify.py"]
+    for name in ("methods", "radius", "union", "alignment", "trade_off"):
+        assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    head, _, worst, _, other, *_ = (runs / "table.md").read_text().splitlines()
+    assert "| training s | certification s |" in head
+    assert worst.startswith("| max | 2 |")
+    assert other.startswith("| no projection | 2 |")
+    assert r"\begin{tabular}" in (runs / "table.tex").read_text()
+
+
+def test_another_certification_trains_nothing_again(sweep, tmp_path):
+    workdir, config = tmp_path / "runs" / "max", "--configs=configs/digits.py:max"
+    counts, seconds = [], []
+    for number in (2, 1000, 300):
+        assert sweep(config, f"--num_examples={number}").returncode == 0
+        counts.append(json.loads((workdir / "certify.json").read_text())["num_examples"])
+        seconds.append(json.loads((workdir / "seconds.json").read_text())["training"])
+    assert counts == [2, 4, 4]
+    # All four that there are were certified before: nothing is left to do.
+    assert _calls(workdir / "log.txt") == ["train.py", "certify.py"] * 2
+    # A process that finds the training complete does not add to its seconds.
+    assert 0 < seconds[0] == seconds[1] == seconds[2]
+
+
+def test_a_mistake_is_found_before_anything_runs(sweep, tmp_path):
+    done = sweep("--configs=configs/digits.py:max,configs/digits.py:l2+epochz=3")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: l2, epochz=3:")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
