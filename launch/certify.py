@@ -5,13 +5,15 @@
 writes into the work directory: `certify.json` (fractions over the same images, where they come from, and the curves),
 `certify.npz` (per-example verdicts), `certify_union.png` (how many are certified in which norms) and, last of all,
 `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
---split=validation, whose results go to `validation.json` and so on.
+--split=validation, whose results go to `validation.json` and so on. The images are divided over all devices, of several
+processes too (launch/README.md).
 """
 
 import functools
 import importlib.metadata
 import json
 import platform
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,11 @@ from absl import flags
 from ml_collections import config_flags
 
 import cure_jax as cj
-from cure_jax import training
+from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
 from cure_jax.report import examples, plots
-from cure_jax.training.workdir import write_atomically
-from launch import common, provenance
+from cure_jax.training.workdir import AnyPath, as_path, write_atomically
+from launch import common, processes, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
@@ -43,7 +45,8 @@ _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"],
 
 def main() -> None:
     """Certifies, attacks, writes."""
-    config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
+    is_first = processes.join()
+    config, workdir = _CONFIG.value, as_path(str(_WORKDIR.value))
     arithmetic = _ARITHMETIC.value
     bound_method(_METHOD.value, arithmetic if arithmetic == "outward" else "float32")
     if _NUM_EXAMPLES.value < 1:
@@ -54,6 +57,7 @@ def main() -> None:
     fitted = training.restore(model, images[:1], config, workdir)
 
     start = time.monotonic()
+    batch_size, mesh = _batches(len(images))
     prove = functools.partial(
         cj.certify_dataset,
         fitted.classifier,
@@ -61,7 +65,8 @@ def main() -> None:
         labels,
         method=_METHOD.value,
         arithmetic=arithmetic,
-        batch_size=min(_BATCH_SIZE.value, len(images)),
+        batch_size=batch_size,
+        mesh=mesh,
         show_progress=True,
     )
     attack = functools.partial(
@@ -71,12 +76,20 @@ def main() -> None:
         labels,
         key=jax.random.key(0),
         steps=_ATTACK_STEPS.value,
-        batch_size=min(_BATCH_SIZE.value, len(images)),
+        batch_size=batch_size,
+        mesh=mesh,
     )
     radii, reported = dict(config.radii), dict(config.reported)
     certificate = prove(training.make_regions({**radii, **reported}))
     attacked = attack(training.make_regions({**radii, **reported}))
     seconds = time.monotonic() - start
+    curves = {
+        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
+        for norm, eps in {**radii, **reported}.items()
+    }
+    if not is_first:
+        return
+    on_disk = isinstance(workdir, Path)
 
     union = np.all(np.stack([certificate.verified[norm] for norm in radii]), axis=0)
     attacked_union = np.all(np.stack([attacked.survived[norm] for norm in radii]), axis=0)
@@ -96,32 +109,47 @@ def main() -> None:
         "method": _METHOD.value,
         "step": int(fitted.state.step),
         "arithmetic": arithmetic,
-        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)),
+        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)) if on_disk else None,
         "commit": provenance.commit(),
-        "training_seconds": provenance.training_seconds(workdir),
+        "training_seconds": provenance.training_seconds(workdir) if on_disk else None,
         **_environment(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "config": config.to_dict(),
     }
     name = "certify" if _SPLIT.value == "test" else _SPLIT.value
-    # The picture comes last: where it is, nothing is missing.
-    (workdir / f"{name}.png").unlink(missing_ok=True)
-    write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
     verdicts = {f"verified.{norm}": value for norm, value in certificate.verified.items()}
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
     verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
     verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
-    np.savez_compressed(workdir / f"{name}.npz", **verdicts)  # pyright: ignore[reportArgumentType]
-    examples.union_diagram(workdir / f"{name}_union.png", {config.name or config.dataset: [verdicts]}, union=[*radii])
-    curves = {
-        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
-        for norm, eps in {**radii, **reported}.items()
-    }
     parts = ("radii", "certified", "attacked")
     result["curve"] = {norm: dict(zip(parts, curve, strict=True)) for norm, curve in curves.items()}
-    write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
-    plots.certified_against_radius(workdir / f"{name}.png", curves, training_radii=radii)
+    _write(workdir, name, result, verdicts, curves)
     shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
     print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
+
+
+def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:
+    """The files; the picture comes last: where it is, nothing is missing."""
+    (workdir / f"{name}.png").unlink(missing_ok=True)
+    radii, method = result["radii"], result["config"]["name"] or result["config"]["dataset"]
+    # First here: not everything can write into a bucket.
+    with tempfile.TemporaryDirectory() as directory:
+        here = Path(directory)
+        np.savez_compressed(here / f"{name}.npz", **verdicts)
+        examples.union_diagram(here / f"{name}_union.png", {method: [verdicts]}, union=[*radii])
+        plots.certified_against_radius(here / f"{name}.png", curves, training_radii=radii)
+        write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
+        for ending in (".npz", "_union.png", ".png"):
+            (workdir / f"{name}{ending}").write_bytes((here / f"{name}{ending}").read_bytes())
+
+
+def _batches(num_examples: int) -> tuple[int, jax.sharding.Mesh | None]:
+    """Images at once, and the devices over which they are divided: all there are."""
+    batch_size, devices = min(_BATCH_SIZE.value, num_examples), jax.device_count()
+    if devices == 1:
+        return batch_size, None
+    return -(-batch_size // devices) * devices, distributed.mesh_of_all()
 
 
 def _share(verdicts: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,15 +29,33 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger("cure_jax").setLevel(logging.INFO)
         # It reports every accelerator that this machine does not have.
         logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+        # It reports every read from a bucket.
+        logging.getLogger("gcsfs").setLevel(logging.WARNING)
         _enable_compilation_cache()
         try:
             main()
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
+                _fail_at_once()
                 raise
-            sys.exit(f"error: {in_one_line(error)}.")
+            print(f"error: {in_one_line(error)}.", file=sys.stderr)
+            _fail_at_once()
+            sys.exit(1)
+        except Exception:
+            _fail_at_once()
+            raise
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _fail_at_once() -> None:
+    """Ends one of several processes here: on its way out it would wait for the others, which wait for it."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if not isinstance(sys.exception(), _USER_ERRORS) or os.environ.get("CURE_JAX_TRACEBACK"):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _parse_flags(arguments: list[str]) -> list[str]:

@@ -2,28 +2,42 @@
 
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
 
-An interrupted run resumes when the same command is given again. See `cure_jax.training.default_config` for the fields.
+An interrupted run resumes when the same command is given again, on any number of devices and processes; after SIGTERM
+it saves its state first. As several processes: launch/README.md. See `cure_jax.training.default_config` for the fields.
 """
+
+import sys
 
 from absl import flags
 from ml_collections import config_flags
 
 from cure_jax import training
-from launch import common
+from launch import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
+_PREEMPTED_STATUS = flags.DEFINE_integer(
+    "preempted_status",
+    0,
+    "Exit status after SIGTERM, once the state is saved. Not 0: schedulers try again.",
+)
 
 
 def main() -> None:
     """Trains, or resumes."""
+    is_first = processes.join()
     config, workdir = _CONFIG.value, _WORKDIR.value
     train = common.load_split(config, "train")
     validation = common.load_split(config, "validation")
     model = common.create_model(config, train.num_classes)
-    fitted = training.fit(
-        model, (train.images, train.labels), config, workdir, validation=(validation.images, validation.labels)
-    )
+    arrays = (train.images, train.labels)
+    try:
+        fitted = training.fit(model, arrays, config, workdir, validation=(validation.images, validation.labels))
+    except training.Preempted as notice:
+        print(notice)
+        sys.exit(_PREEMPTED_STATUS.value)
+    if not is_first:
+        return
     last = fitted.history[-1] if fitted.history else {}
     shown = ", ".join(
         f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "validation_accuracy") if name in last

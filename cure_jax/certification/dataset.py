@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from cure_jax import attacks
+from cure_jax import attacks, distributed
 from cure_jax.bounds import in_float64
 from cure_jax.certification.certificate import lower_margins
 from cure_jax.certification.methods import bound_method, cheap_to_tight
@@ -74,7 +74,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     method: str = "crown",
     arithmetic: str = "float32",
     batch_size: int = 100,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: Mesh | None = None,
     show_progress: bool = False,
 ) -> DatasetCertificate:
     """Certifies many examples in several norms.
@@ -91,7 +91,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
         method (`cure_jax.bounds.in_float64`).
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
-      mesh: a one-dimensional mesh over whose devices each batch is divided.
+      mesh: a one-dimensional mesh over whose devices, of one process or several, each batch is divided
+        (`cure_jax.distributed.mesh_of_all`). Each process calls with the same arguments and gets all verdicts.
       show_progress: whether to show a progress bar with the expected end.
 
     Returns:
@@ -99,7 +100,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
 
     Raises:
       ValueError: if examples or labels are out of range or do not fit together, for an unknown method or arithmetic,
-        or no region.
+        no region, or a batch that does not divide over the devices.
 
     Soundness:
       As `certify`, for each example; in float64 rounding errors are 5e8 times smaller, but not accounted for.
@@ -109,9 +110,9 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         return in_float64(functools.partial(certify_dataset, **options))(f, images, labels, regions)
     bound_method(method, arithmetic)
     images, labels = _checked(f, images, labels, regions, batch_size)
-    f = _as_pytree(f)
-    correct = _in_batches(functools.partial(_correct, f), (images, labels), batch_size)["correct"]
-    make_regions = {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
+    _check_divides(batch_size, mesh)
+    f, make_regions = _as_pytree(f), {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
+    correct = _in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
     stages = {
         norm: cheap_to_tight(make_region(jnp.asarray(images[0])), arithmetic) if method == "best" else (method,)
         for norm, make_region in make_regions.items()
@@ -123,8 +124,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
             def prove(
                 stage: str, rows: np.ndarray, advance: Callable[[int], None], make_region: Partial = make_region
             ) -> dict[str, np.ndarray]:
-                one = functools.partial(_bounded, f, make_region, method=stage, arithmetic=arithmetic, mesh=mesh)
-                return _in_batches(one, (images[rows], labels[rows]), batch_size, advance)
+                batch = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
+                return _in_batches(batch, (f, make_region), (images[rows], labels[rows]), batch_size, mesh, advance)
 
             lower, admissible = _cascade(prove, stages[norm], correct, advance)
             margin[norm] = lower.min(axis=1)
@@ -167,6 +168,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     steps: int = 40,
     restarts: int = 3,
     batch_size: int = 100,
+    mesh: Mesh | None = None,
     show_progress: bool = False,
 ) -> DatasetAttack:
     """Attacks many examples in several norms: an upper bound on what can be certified.
@@ -180,21 +182,25 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       steps: of projected gradient descent, for each of two losses (cross-entropy and margin).
       restarts: for each loss.
       batch_size: examples at once.
+      mesh: as for `certify_dataset`.
       show_progress: whether to show a progress bar.
 
     Returns:
       Which examples survived, in the order of the examples.
 
     Raises:
-      ValueError: if examples or labels are out of range or do not fit together, or there is no region.
+      ValueError: if examples or labels are out of range or do not fit together, there is no region, or a batch does
+        not divide over the devices.
     """
     images, labels = _checked(f, images, labels, regions, batch_size)
+    _check_divides(batch_size, mesh)
     f, survived = _as_pytree(f), {}
     with _progress(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, index), np.arange(len(images)))
-            one = functools.partial(_attacked, f, _as_pytree(make_region), steps=steps, restarts=restarts)
-            survived[norm] = _in_batches(one, (images, labels, keys), batch_size, advance)["survived"]
+            numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
+            batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
+            whole, divided = (f, _as_pytree(make_region), norm_key), (images, labels, numbers)
+            survived[norm] = _in_batches(batch, whole, divided, batch_size, mesh, advance)["survived"]
     return DatasetAttack(survived)
 
 
@@ -215,9 +221,12 @@ def _predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
 # Compiled once for each network, norm and shape: parameters and radii are arguments.
 
 
-@jax.jit
-def _correct(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-    return {"correct": jax.vmap(functools.partial(_predicts, f))(x, label)}
+@functools.partial(jax.jit, static_argnames="mesh")
+def _correct(f: Model, x: jax.Array, label: jax.Array, *, mesh: Mesh | None) -> dict[str, jax.Array]:
+    def batch(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+        return {"correct": jax.vmap(functools.partial(_predicts, f))(x, label)}
+
+    return _divided(batch, mesh, 1)(f, x, label)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "arithmetic", "mesh"))
@@ -229,7 +238,7 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
     *,
     method: str,
     arithmetic: str,
-    mesh: jax.sharding.Mesh | None,
+    mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
     def batch(f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
         def one(x: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -238,45 +247,98 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
         lower, admissible = jax.vmap(one)(x, label)
         return {"lower": lower, "admissible": admissible}
 
-    if mesh is not None:
-        (axis,) = mesh.axis_names
-        whole, divided = PartitionSpec(), PartitionSpec(axis)
-        specs = (whole, whole, divided, divided)
-        batch = jax.shard_map(batch, mesh=mesh, in_specs=specs, out_specs=divided, check_vma=False)
-    return batch(f, make_region, x, label)
+    return _divided(batch, mesh, 2)(f, make_region, x, label)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "restarts"))
+@functools.partial(jax.jit, static_argnames=("steps", "restarts", "mesh"))
 def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
-    f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, keys: jax.Array, *, steps: int, restarts: int
+    f: Model,
+    make_region: MakeRegion,
+    key: jax.Array,
+    x: jax.Array,
+    label: jax.Array,
+    number: jax.Array,
+    *,
+    steps: int,
+    restarts: int,
+    mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    def one(x: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
-        standing = _predicts(f, x, label)
-        for index, loss in enumerate(_ATTACK_LOSSES):
-            folded, region = jax.random.fold_in(key, index), make_region(x)
-            found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
-            standing &= _predicts(f, found, label)
-        return standing
+    def batch(
+        f: Model, make_region: MakeRegion, key: jax.Array, x: jax.Array, label: jax.Array, number: jax.Array
+    ) -> dict[str, jax.Array]:
+        def one(x: jax.Array, label: jax.Array, number: jax.Array) -> jax.Array:
+            standing, own = _predicts(f, x, label), jax.random.fold_in(key, number)
+            for index, loss in enumerate(_ATTACK_LOSSES):
+                folded, region = jax.random.fold_in(own, index), make_region(x)
+                found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
+                standing &= _predicts(f, found, label)
+            return standing
 
-    return {"survived": jax.vmap(one)(x, label, keys)}
+        return {"survived": jax.vmap(one)(x, label, number)}
+
+    return _divided(batch, mesh, 3)(f, make_region, key, x, label, number)
+
+
+def _divided(batch: Callable[..., Any], mesh: Mesh | None, whole: int) -> Callable[..., Any]:
+    """A function of batches on the devices of a mesh; its first `whole` arguments go to all of them."""
+    if mesh is None:
+        return batch
+    (axis,) = mesh.axis_names
+
+    def on_devices(*arguments: Any) -> Any:
+        specs = (PartitionSpec(),) * whole + (PartitionSpec(axis),) * (len(arguments) - whole)
+        mapped = jax.shard_map(batch, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(axis), check_vma=False)
+        return mapped(*arguments)
+
+    return on_devices
 
 
 def _in_batches(
     function: Callable[..., dict[str, jax.Array]],
-    arrays: Sequence[Any],
+    whole: tuple[Any, ...],
+    arrays: Sequence[np.ndarray],
     batch_size: int,
+    mesh: Mesh | None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, np.ndarray]:
-    """Applies a function of batches to arrays of examples."""
+    """Applies a function of `whole` and of batches to arrays of examples."""
     total, results = len(arrays[0]), []
+    to_all, to_each = _placement(mesh)
+    whole = to_all(whole)
     for start in range(0, total, batch_size):
         # The last batch repeats its last example, so that one shape is compiled.
         rows = np.minimum(np.arange(start, start + batch_size), total - 1)
-        result = jax.device_get(function(*(array[rows] for array in arrays)))
+        result = distributed.fetch(function(*whole, *to_each([array[rows] for array in arrays])))
         count = min(batch_size, total - start)
         results.append({name: value[:count] for name, value in result.items()})
         advance(count)
     return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def _placement(mesh: Mesh | None) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How arguments reach the devices of a mesh: those that all devices need, and batches to be divided.
+
+    Within one process JAX does it. Of several, each hands its own devices their part.
+    """
+    if mesh is None or not distributed.spans_processes(mesh.devices.flat):
+        return lambda tree: tree, lambda batch: batch
+    own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+
+    def part(array: np.ndarray) -> np.ndarray:
+        return array.reshape(len(own), -1, *array.shape[1:])[own].reshape(-1, *array.shape[1:])
+
+    def to_each(batch: Any) -> Any:
+        return distributed.divide(jax.tree.map(part, batch), mesh, PartitionSpec(*mesh.axis_names))
+
+    return lambda tree: distributed.replicate(tree, mesh), to_each
+
+
+def _check_divides(batch_size: int, mesh: Mesh | None) -> None:
+    if mesh is not None and batch_size % mesh.devices.size:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over the {mesh.devices.size} devices of the mesh. Choose a "
+            f"multiple of {mesh.devices.size}."
+        )
 
 
 def _as_pytree(function: Callable[..., Any]) -> Partial:

@@ -8,12 +8,14 @@ from cure_jax.training.initializers import ibp_init
 from cure_jax.training.loop import Fitted, TrainingDiverged, fit, restore
 from cure_jax.training.multi_norm import alignment, joint, random_norm, worst
 from cure_jax.training.network import classifier
+from cure_jax.training.preemption import Preempted
 from cure_jax.training.step import Recipe, train_step
 from cure_jax.training.workdir import WorkdirError
 
 __all__ = [
     "CheckpointError",
     "Fitted",
+    "Preempted",
     "Recipe",
     "TrainingDiverged",
     "WorkdirError",

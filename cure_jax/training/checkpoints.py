@@ -6,14 +6,17 @@ exists. So every checkpoint carries the SHA-256 digest of its whole state, a dam
 deleted) once an older one has proved usable, and a save either happens or raises.
 
 Leaves are saved as host arrays by name, like `params.Dense_0.kernel`. A checkpoint thus depends neither on the number
-of devices nor on how the training step was distributed over them.
+of devices nor on how the training step was distributed over them. In a run of several processes all of them call
+every method, and a checkpoint counts only if all of them can read it. The first one writes, as all hold the same state,
+and orbax works in each process alone: where it waits for others, an error in one of them, such as a full disk, leaves
+all of them waiting.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,7 +28,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from cure_jax.training.workdir import file_system_path
+from cure_jax import distributed
+from cure_jax.training.workdir import AnyPath, as_path, is_bucket
 
 _LOGGER = logging.getLogger(__name__)
 _DAMAGED = "damaged"
@@ -46,11 +50,11 @@ class Checkpoints:
     A context manager: leaving it waits for the last save.
 
     Args:
-      directory: Where they lie, one directory a step; made if missing. A path of a (mounted) file system.
+      directory: Where they lie, one directory a step; made if missing. A path, or `gs://...`.
       max_to_keep: How many of the newest to keep.
 
     Raises:
-      ValueError: If `directory` is a URL.
+      ValueError: If `directory` is another URL.
 
     Examples:
       >>> import tempfile
@@ -63,17 +67,23 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, *, max_to_keep: int = 3) -> None:
-        self._directory = file_system_path(directory)
+        self._directory = as_path(directory)
+        self._saving: int | None = None
         logging.getLogger("absl").addFilter(_drop_orbax_chatter)
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            item_names=("state", "record"),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
-                cleanup_tmp_directories=True,
-                enable_async_checkpointing=True,
-            ),
-        )
+        self._manager: ocp.CheckpointManager | None = None
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                item_names=("state", "record"),
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                    multiprocessing_options=_alone(),
+                ),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -81,11 +91,25 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            # What went wrong first is what the user should see.
+            _LOGGER.error("%s", failure)
 
     def close(self) -> None:
-        """Wait for the last save and release what orbax holds."""
-        self._manager.close()
+        """Wait for the last save and release what orbax holds.
+
+        Raises:
+          CheckpointError: If the last save failed.
+        """
+        try:
+            self._wait()
+        finally:
+            if self._manager is not None:
+                self._manager.close()
 
     def save(self, step: int, state: PyTree, metadata: Mapping[str, Any]) -> None:
         """Save a state. Returns once it is copied to the host; the files are written in the background.
@@ -98,7 +122,8 @@ class Checkpoints:
           metadata: What goes with it, JSON-serialisable.
 
         Raises:
-          CheckpointError: If another state was saved at this step.
+          CheckpointError: If another state was saved at this step, or the last save failed: a full disk is
+            noticed when the next state is saved, or at the end.
           TypeError: If `metadata` is not JSON-serialisable.
         """
         leaves = _named_leaves(state)
@@ -111,16 +136,20 @@ class Checkpoints:
         }
         record = json.loads(json.dumps(record))
         record["seal"] = _seal(record)
-        self._manager.wait_until_finished()
-        if step in _steps(self._directory) and self._is_saved(step, record):
+        self._wait()
+        if distributed.first_says(step in _steps(self._directory)) and self._is_saved(step, record):
             return
         # Orbax refuses arrays without elements. They are made anew from their description.
         stored = {name: array for name, array in arrays.items() if array.size}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record)),
-            force=True,  # or else orbax skips, silently, what is not newer than the newest step
-        )
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(stored), record=ocp.args.JsonSave(record))
+        if self._manager is None:
+            return
+        self._saving = step
+        try:
+            # Without force, orbax skips, silently, what is not newer than the newest step.
+            self._manager.save(step, args=items, force=True)
+        except Exception as error:
+            raise self._not_saved(error) from error
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]] | None:
         """Restore the newest usable checkpoint.
@@ -140,9 +169,9 @@ class Checkpoints:
           CheckpointError: If there are checkpoints, but none is usable, or the newest usable one does not fit
             `abstract_state`. Nothing is touched then.
         """
-        self._manager.wait_until_finished()
+        self._wait()
         damaged: dict[int, str] = {}
-        for candidate in _candidates(self._directory, step):
+        for candidate in _agreed(lambda: _candidates(self._directory, step)):
             try:
                 state, metadata = _read(self._directory / str(candidate), abstract_state)
             except _DamagedError as error:
@@ -160,10 +189,33 @@ class Checkpoints:
             )
         return None
 
+    def _wait(self) -> None:
+        """Wait for the last save; it failed or is complete."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._not_saved(error) from error
+        self._saving = None
+
+    def _not_saved(self, error: Exception) -> CheckpointError:
+        """Whatever orbax and the file system below it raise, in one sentence; the next save is a new attempt."""
+        step, self._saving = self._saving, None
+        reason = " ".join(str(error).split())
+        if len(reason) > 300:
+            reason = f"{reason[:150]} ... {reason[-150:]}"
+        newest = max(_steps(self._directory), default="none yet")
+        return CheckpointError(
+            f"The checkpoint of step {step} could not be saved in {self._directory} ({type(error).__name__}: "
+            f"{reason}); a directory that can be written and has room was expected. Make room, and give the same "
+            f"command: it resumes at the newest complete checkpoint, {newest}."
+        )
+
     def _is_saved(self, step: int, record: dict[str, Any]) -> bool:
         """Whether this very checkpoint is there already; a damaged one in its place is moved aside."""
         try:
-            saved = _read_record(self._directory / str(step))
+            saved = _agreed(lambda: _read_record(self._directory / str(step)))
         except _DamagedError as error:
             _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", step, self._directory, error)
             self._set_aside([step])
@@ -178,15 +230,18 @@ class Checkpoints:
     def _set_aside(self, steps: Mapping[int, str] | list[int]) -> None:
         if not steps:
             return
-        if jax.process_index() == 0:
+        if self._manager is not None:
             for step in steps:
                 target = next(path for path in _free_names(self._directory / _DAMAGED / str(step)) if not path.exists())
                 target.parent.mkdir(exist_ok=True)
+                if is_bucket(target):
+                    # In a bucket a directory is there once there is something in it.
+                    (target.parent / "README").write_text("Checkpoints that are not what was saved.\n")
                 (self._directory / str(step)).rename(target)
                 _LOGGER.warning("Moved the damaged checkpoint %d to %s.", step, target)
+            self._manager.reload()
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints set aside")
-        self._manager.reload()
 
 
 def load(
@@ -209,8 +264,8 @@ def load(
       CheckpointError: If there is no checkpoint, it is damaged, or it does not fit `abstract_state`.
     """
     logging.getLogger("absl").addFilter(_drop_orbax_chatter)
-    directory = file_system_path(directory)
-    newest = next(iter(_candidates(directory, step)), None)
+    directory = as_path(directory)
+    newest = next(iter(_agreed(lambda: _candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
             f"No checkpoint in {directory}: one was expected. Run launch/train.py with this work directory first, or "
@@ -241,11 +296,11 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
     Raises:
       CheckpointError: If there is nothing, it is damaged, or it belongs to another model.
     """
-    path, leaves = file_system_path(path), _named_leaves(abstract_variables)
+    path, leaves = as_path(path), _named_leaves(abstract_variables)
     if path.suffix == ".npz":
         if not path.is_file():
             raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
         _check_fit(path, {name: _describe(array) for name, array in arrays.items()}, leaves)
     else:
@@ -276,18 +331,26 @@ def _abstract(description: str) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(map(int, filter(None, shape.split(",")))), np.dtype(stored))
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Orbax waits for no other process."""
+    own = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
+    )
+
+
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
     """Filter for absl's logger: orbax's warnings and errors pass, its dozen of lines on every save do not."""
     return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
 
 
-def _steps(directory: Path) -> list[int]:
+def _steps(directory: AnyPath) -> list[int]:
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
 
 
-def _candidates(directory: Path, step: int | None) -> list[int]:
+def _candidates(directory: AnyPath, step: int | None) -> list[int]:
     """The steps to try, newest first."""
     steps = sorted(_steps(directory), reverse=True)
     if step is None:
@@ -300,7 +363,7 @@ def _candidates(directory: Path, step: int | None) -> list[int]:
     return [step]
 
 
-def _free_names(path: Path) -> Iterator[Path]:
+def _free_names(path: AnyPath) -> Iterator[AnyPath]:
     yield path
     number = 1
     while True:
@@ -308,37 +371,61 @@ def _free_names(path: Path) -> Iterator[Path]:
         number += 1
 
 
-def _read(path: Path, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+def _read(path: AnyPath, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Read and check one checkpoint.
 
     Raises:
       _DamagedError: If it is not, to the last bit, what was saved; agreed between all processes.
       CheckpointError: If it is undamaged but of another state than `abstract_state`.
     """
-    reason, arrays, record = None, {}, {}
+    failure: Exception | None = None
+    arrays, record = {}, {}
     abstract_leaves = _named_leaves(abstract_state)
     try:
         record = _read_record(path)
         _check_fit(path, record["leaves"], abstract_leaves)
         arrays = _read_arrays(path, abstract_leaves, record["sha256"])
-    except _DamagedError as error:
-        reason = str(error)
-    if jax.process_count() > 1 and multihost_utils.process_allgather(np.asarray(reason is not None)).any():
-        reason = reason or "another process could not read it"
-    if reason is not None:
-        raise _DamagedError(reason)
+    except (_DamagedError, CheckpointError) as error:
+        failure = error
+    _raise_everywhere(failure)
     leaves = [_like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record["metadata"]
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _raise_everywhere(failure: Exception | None) -> None:
+    """Raises what went wrong here, or that something did elsewhere: on all processes or on none."""
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(failure is not None)))
+        if failed.size and failure is None:
+            failure = _DamagedError(
+                f"process {failed[0]} cannot use it, see its log; all processes must see the same files"
+            )
+    if failure is not None:
+        raise failure
+
+
+def _agreed(look: Callable[[], Any]) -> Any:
+    """What the first process finds, or raises, on all of them: they might see changes at different times."""
+    answer: list[Any] = []
+    if jax.process_index() == 0:
+        try:
+            answer = ["found", look()]
+        except (_DamagedError, CheckpointError) as error:
+            answer = [type(error).__name__, str(error)]
+    kind, value = distributed.first_says(answer)
+    if kind == "found":
+        return value
+    raise (CheckpointError if kind == CheckpointError.__name__ else _DamagedError)(value)
+
+
+def _read_record(path: AnyPath) -> dict[str, Any]:
     record = _read_item(path, "record", ocp.args.JsonRestore())
     if not isinstance(record, dict) or record.get("seal") != _seal(record):
         raise _DamagedError("its record is incomplete or has changed since it was saved")
     return record
 
 
-def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
+def _read_arrays(path: AnyPath, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
     arrays = {}
     for name, leaf in abstract_leaves.items():
         if 0 in np.shape(leaf):
@@ -354,12 +441,14 @@ def _read_arrays(path: Path, abstract_leaves: dict[str, Any], sha256: str) -> di
     return arrays
 
 
-def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
+def _read_item(path: AnyPath, item: str, args: ocp.args.CheckpointArgs) -> Any:
     if not any(path.iterdir()):
         raise _DamagedError("its directory is empty")
-    handler = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler(), record=ocp.JsonCheckpointHandler())
+    alone = _alone()
+    state = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             return checkpointer.restore(path, args=ocp.args.Composite(**{item: args}))[item]
     # Damaged files make orbax and what lies below it raise nearly anything; only running out of memory is our fault.
     except MemoryError:
@@ -369,7 +458,7 @@ def _read_item(path: Path, item: str, args: ocp.args.CheckpointArgs) -> Any:
         raise _DamagedError(f"its {item} cannot be read ({type(error).__name__}: {reason})") from error
 
 
-def _check_fit(path: Path, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
+def _check_fit(path: AnyPath, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
     expected = {name: _describe(leaf) for name, leaf in abstract_leaves.items()}
     names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
     if not names:
@@ -402,6 +491,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _host_array(leaf: Any) -> np.ndarray:
+    leaf = distributed.local(leaf)
     # A copy: on CPU, NumPy would look into a buffer that a later step, to which it is donated, overwrites.
     return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 

@@ -54,7 +54,7 @@ _LEAST: Mapping[str, int] = {
     **dict.fromkeys(("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"), 1),
     **dict.fromkeys(("seed", "learning_rate", "milestone_factor", "natural_epochs", "kappa_ramp_epochs"), 0),
     **dict.fromkeys(("ramp_end", "regularizer", "l1", "alignment.weight"), 0),
-    **dict.fromkeys(("augmentation.padding", "augmentation.crop"), 0),
+    **dict.fromkeys(("augmentation.padding", "augmentation.crop", "warmup_epochs"), 0),
 }
 
 
@@ -90,6 +90,8 @@ def default_config() -> Config:
             "learning_rate": 5e-4,
             "milestones": (50, 60),
             "milestone_factor": 0.2,
+            # The learning rate rises along a straight line from 0.
+            "warmup_epochs": 0.0,
             # Natural training before the ramp; the ramp of the radius runs from its end to ramp_end.
             "natural_epochs": 1.0,
             "kappa_ramp_epochs": 0.0,
@@ -115,6 +117,8 @@ def default_config() -> Config:
             "scan_steps": 100,
             "checkpoint_every": 1000,
             "keep_checkpoints": 3,
+            # (first, last): a profiler trace of the compiled runs that hold these steps, in WORKDIR/profile.
+            "profile_steps": (),
         }
     )
 
@@ -209,6 +213,9 @@ def _check_schedules(config: Config) -> None:
     _require(natural <= ramp_end, "ramp_end", ramp_end, f"at least natural_epochs = {natural}")
     increasing = all(earlier < later for earlier, later in itertools.pairwise((0, *milestones)))
     _require(increasing, "milestones", milestones, "increasing epochs after 0")
+    profile = tuple(config.profile_steps)
+    is_span = profile == () or (len(profile) == 2 and 0 <= profile[0] <= profile[1])
+    _require(is_span, "profile_steps", profile, "(), or the first and the last step of a trace, such as (200, 299)")
     _require(0 <= config.projection.beta <= 1, "projection.beta", config.projection.beta, "a share in [0, 1]")
 
 
@@ -265,6 +272,7 @@ def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Reci
     rate = schedules.milestones(
         config.learning_rate, [steps(epoch) for epoch in config.milestones], config.milestone_factor
     )
+    rate = schedules.warmup(rate, steps(config.warmup_epochs))
     if projects and by_epoch:
         optimizer = epoch_projection(adam, config.projection.beta, start, steps_per_epoch, rate)
     else:

@@ -1,9 +1,10 @@
 """The training loop on the host: steps in compiled runs, metrics, checkpoints, and an exact resume."""
 
+import contextlib
 import dataclasses
 import logging
 import os
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cure_jax import distributed
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
-from cure_jax.progress import progress
+from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.checkpoints import Checkpoints, load, load_variables
@@ -23,6 +25,7 @@ from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.network import apply_batch, classifier
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
+from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
 from cure_jax.training.step import Recipe
 from cure_jax.validation import validate
@@ -32,7 +35,9 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
 # Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported")
+_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported", "profile_steps")
+# Fields of later versions that change nothing at these values: what was trained before they came can be resumed.
+_WITHOUT_EFFECT = {"warmup_epochs": 0.0}
 
 
 class TrainingDiverged(FloatingPointError):
@@ -74,13 +79,17 @@ def fit(
 ) -> Fitted:
     """Trains a flax network so that its predictions can be proved not to change.
 
+    Several processes that have joined (`cure_jax.distributed.initialize`) call it with the same arguments and share
+    the work; files are written by the first one, where all of them must be able to read.
+
     Args:
       model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
         argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
-        resumes there, and ends with the same numbers. Nothing is written if None.
+        resumes there, on any number of devices and processes, and ends with the same numbers. Nothing is written if
+        None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
 
     Returns:
@@ -89,8 +98,11 @@ def fit(
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
       WorkdirError: if `workdir` was made with another config; nothing in it is changed.
-      CheckpointError: if no checkpoint in `workdir` is usable, or what the config starts from does not fit.
+      CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
+        does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
+      Preempted: after SIGTERM, once the state is saved.
+      RuntimeError: if the processes were given different things.
     """
     check(config)
     images, labels = _prepared(model, data, config.augmentation.crop)
@@ -104,12 +116,16 @@ def fit(
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
     state = initial_state(config, recipe, center_crop(images[:1], config.augmentation.crop))
+    distributed.check_same(
+        config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
+    )
     if workdir is None:
         return trainer.run(state, None, None)
-    with Checkpoints(Path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
+    with Checkpoints(workdirs.as_path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
+            _LOGGER.info("Resumed at step %d in %s.", restored[0], workdir)
         with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
             return trainer.run(state, checkpoints, writer)
 
@@ -133,7 +149,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
-    _, state, _ = load(Path(workdir) / "checkpoints", abstract)
+    _, state, _ = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     return Fitted(model, state, [])
 
 
@@ -174,7 +190,12 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What determines the result of a run."""
-    return {name: value for name, value in config.to_dict().items() if name not in _INCIDENTAL}
+    fields = config.to_dict().items()
+    return {
+        name: value
+        for name, value in fields
+        if name not in _INCIDENTAL and not (name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name])
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,24 +211,43 @@ class _Trainer:
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
         compiled = self._compiled()
-        images, labels = jax.device_put(self.data)
+        # On the device once and for all, or the part of each process run by run.
+        images, labels = jax.device_put(self.data) if jax.process_count() == 1 else self.data
         history: list[dict[str, float | int]] = []
         step = int(state.step)
-        with progress(self.total, "train", start=step) as bar:
+        listen = notices() if checkpoints is not None else contextlib.nullcontext(lambda steps: False)
+        bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
+        with listen as told_to_stop, bars as bar, self._profiler() as profile, compile_seconds() as compiling:
             while step < self.total:
                 # Runs end at multiples of scan_steps, so that a resumed training is cut up like an undisturbed one.
                 count = min(self.config.scan_steps, self.total - step)
+                profile(range(step, step + count))
                 state, metrics = compiled(state, images, labels, self._rows(step, count))
                 record = _summary(metrics, step)
+                if not history:
+                    _LOGGER.info("Compiled in %.1f seconds%s.", compiling(), device_memory(", device memory "))
                 due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
+                stop = told_to_stop(range(step + 1, step + count + 1))
                 step += count
                 if self.workdir is not None and not history:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
                     workdirs.write_config(self.workdir, _identity(self.config))
                 history.append({"step": step, **record})
-                self._record(state, history[-1], due or step == self.total, checkpoints, writer)
+                due = due or step == self.total
+                if due and self.validation is not None:
+                    history[-1]["validation_accuracy"] = self._accuracy(state, self.validation)
+                self._record(state, history[-1], due or stop, checkpoints, writer)
                 bar.advance(count, loss=record["loss"])
-        return Fitted(self.recipe.model, jax.device_get(state), history)
+                if stop and step < self.total and checkpoints is not None:
+                    checkpoints.close()
+                    raise Preempted(step)
+        return Fitted(self.recipe.model, jax.device_get(distributed.local(state)), history)
+
+    def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
+        span = tuple(self.config.profile_steps)
+        if not span or self.workdir is None or jax.process_index() > 0:
+            return contextlib.nullcontext(lambda steps: None)
+        return profiled(os.fspath(workdirs.as_path(self.workdir) / "profile"), *span)
 
     def _compiled(self) -> Run:
         mode = self.config.parallel
@@ -228,17 +268,14 @@ class _Trainer:
         writer: MetricWriter | None,
     ) -> None:
         step = int(record["step"])
-        if save and self.validation is not None:
-            record["validation_accuracy"] = self._accuracy(state, self.validation)
         if writer is not None:
             writer.write(step, {name: value for name, value in record.items() if name != "step"})
         if save and checkpoints is not None:
             checkpoints.save(step, state, {"validation_accuracy": record.get("validation_accuracy")})
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
-        logits = jax.jit(apply_batch, static_argnums=0)(
-            self.recipe.model, state.variables, as_pixels(jnp.asarray(data[0]))
-        )
+        variables = distributed.local(state.variables)
+        logits = jax.jit(apply_batch, static_argnums=0)(self.recipe.model, variables, as_pixels(jnp.asarray(data[0])))
         return float(np.mean(np.argmax(jax.device_get(logits), axis=-1) == data[1]))
 
 

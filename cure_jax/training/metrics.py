@@ -6,20 +6,23 @@ import math
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cure_jax.training.workdir import file_system_path, write_atomically
+from cure_jax.training.workdir import AnyPath, as_path, is_bucket, write_atomically
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class MetricWriter:
     """Appends records of metrics to `metrics.jsonl`, and to TensorBoard event files if tensorboardX is installed.
+
+    In a bucket, where nothing can be appended, each record is an object of its own, `metrics/STEP.TAG.json`, and there
+    are no event files.
 
     Every line is a JSON object with `step`, `tag` and the metrics; a metric that is not finite is null. A context
     manager. In a run of several processes only the first one writes.
@@ -45,11 +48,18 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, resume_from: int | None = None) -> None:
-        directory = file_system_path(workdir)
-        self._file, self._board = None, None
+        directory = as_path(workdir)
+        self._file, self._board, self._objects = None, None, None
         if jax.process_index() != 0:
             return
         directory.mkdir(parents=True, exist_ok=True)
+        if is_bucket(directory):
+            self._objects = directory / "metrics"
+            if resume_from is not None:
+                for path in _objects(directory):
+                    if int(path.name.partition(".")[0]) > resume_from:
+                        path.unlink()
+            return
         path = directory / "metrics.jsonl"
         if resume_from is not None and path.exists():
             kept = [record for record in read_metrics(workdir) if record["step"] <= resume_from]
@@ -63,7 +73,12 @@ class MetricWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except OSError:
+            # What could not be written cannot be written on closing either; the first error says it better.
+            if error is None:
+                raise
 
     def write(self, step: int, metrics: Mapping[str, ArrayLike], tag: str = "train") -> None:
         """Write one record.
@@ -75,8 +90,9 @@ class MetricWriter:
 
         Raises:
           ValueError: If a metric is not a scalar, or is named "step" or "tag".
+          OSError: If the file cannot be written, for instance because the disk is full.
         """
-        if self._file is None:
+        if self._file is None and self._objects is None:
             return
         if reserved := {"step", "tag"} & set(metrics):
             raise ValueError(
@@ -85,8 +101,12 @@ class MetricWriter:
             )
         values = {name: _number(name, value) for name, value in metrics.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(_line({"step": int(step), "tag": tag, **finite}))
-        self._file.flush()
+        line = _line({"step": int(step), "tag": tag, **finite})
+        if self._objects is not None:
+            self._objects.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._objects / f"{int(step):012d}.{tag}.json", line)
+        if self._file is not None:
+            _append(self._file, line, step)
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{tag}/{name}", value, int(step))
@@ -110,15 +130,35 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     Returns:
       The records in the order in which they were written; none if there is no file.
     """
-    path = file_system_path(workdir) / "metrics.jsonl"
-    records = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    directory = as_path(workdir)
+    path, records = directory / "metrics.jsonl", []
+    if is_bucket(directory):
+        path, lines = directory / "metrics", [part.read_text() for part in _objects(directory)]
+    else:
+        lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             records.append({**record, "step": int(record["step"])})
         except (ValueError, TypeError, KeyError):
             _LOGGER.warning("Left out line %d of %s, which is not a record of metrics: %.80s", number, path, line)
     return records
+
+
+def _objects(directory: AnyPath) -> list[AnyPath]:
+    """The objects of the records in a bucket, in the order of their steps."""
+    return sorted((directory / "metrics").glob("*.json"), key=lambda path: path.name)
+
+
+def _append(file: IO[str], line: str, step: int) -> None:
+    try:
+        file.write(line)
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            f"The metrics of step {step} could not be written to {file.name} ({error.strerror}). Make room, and give "
+            "the same command: it resumes at the newest complete checkpoint."
+        ) from error
 
 
 def _number(name: str, value: ArrayLike) -> float:

@@ -135,3 +135,28 @@ def milestones(learning_rate: float, steps: Sequence[int], factor: float = 0.2) 
     schedule = optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(map(int, steps), factor))
     # As a float, so that optax mixes no dtypes.
     return lambda step: schedule(jnp.asarray(step).astype(float))
+
+
+def warmup(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+    """A schedule that rises to its values along a straight line: its value times min(1, (step + 1) / steps).
+
+    Args:
+      schedule: A function of the step.
+      steps: The number of steps after which it is left as it is; 0 for none.
+
+    Returns:
+      A function of the step whose values are scalars.
+
+    Raises:
+      ValueError: If the number of steps is negative.
+
+    Examples:
+      >>> rate = warmup(milestones(0.5, [10], 0.1), 4)
+      >>> [round(float(rate(step)), 4) for step in (0, 1, 3, 9, 10)]
+      [0.125, 0.25, 0.5, 0.5, 0.05]
+    """
+    if steps < 0:
+        raise ValueError(f"warmup got {steps} steps; a non-negative number was expected. Pass 0 for no warm-up.")
+    if steps == 0:
+        return schedule
+    return lambda step: schedule(step) * jnp.minimum((jnp.asarray(step) + 1).astype(float) / steps, 1)

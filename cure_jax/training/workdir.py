@@ -1,13 +1,21 @@
-"""The work directory of a training run: the config it was made with, and how files are written into it."""
+"""The work directory of a training run: the config it was made with, and how files are written into it.
 
+It lies in a file system or in a bucket (`gs://...`), where objects are written as a whole and nothing is appended.
+"""
+
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import flax.traverse_util
 import jax
+from etils import epath
+
+# Of a file system or of a bucket: the methods that both have are used.
+AnyPath: TypeAlias = Path | epath.Path
 
 
 class WorkdirError(ValueError):
@@ -81,8 +89,8 @@ def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
         )
 
 
-def _config_path(workdir: str | os.PathLike) -> Path:
-    return file_system_path(workdir) / "config.json"
+def _config_path(workdir: str | os.PathLike) -> AnyPath:
+    return as_path(workdir) / "config.json"
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -95,18 +103,42 @@ def _shown(fields: dict[str, Any], field: str) -> str:
     return "{}" if fields[field] is flax.traverse_util.empty_node else repr(fields[field])
 
 
-def file_system_path(directory: str | os.PathLike) -> Path:
-    """Check that a directory is a path of a file system and not a URL; returns it as an absolute path."""
-    if "://" in str(directory):
+def as_path(directory: str | os.PathLike) -> AnyPath:
+    """An absolute path of the file system, or for `gs://bucket/...` one in a bucket.
+
+    Raises:
+      ValueError: for another URL.
+      ModuleNotFoundError: for a bucket, if what reads them is not installed.
+    """
+    text = os.fspath(directory)
+    if "://" not in text:
+        return Path(directory).absolute()
+    if not text.startswith("gs://"):
         raise ValueError(
-            f"Got the directory {str(directory)!r}; a path of a file system was expected. Mount the bucket, for "
-            "instance with gcsfuse, and pass the mounted path."
+            f"Got the directory {text!r}; a path of a file system or gs://BUCKET/... was expected. Mount other "
+            "buckets, and pass the mounted path."
         )
-    return Path(directory).absolute()
+    if not _has_gcsfs():
+        raise ModuleNotFoundError(
+            f'Got the bucket {text!r}, which needs gcsfs. Install it: pip install "cure-jax[cloud]".'
+        )
+    return epath.Path(text)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def _has_gcsfs() -> bool:
+    return importlib.util.find_spec("gcsfs") is not None
+
+
+def is_bucket(path: AnyPath) -> bool:
+    """Whether objects are written as a whole, and directories are nothing but parts of names."""
+    return not isinstance(path, Path)
+
+
+def write_atomically(path: AnyPath, text: str) -> None:
     """Write a file in one step: readers see what was there before or all of `text`, even after a crash."""
+    if not isinstance(path, Path):
+        path.write_text(text)
+        return
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
         file.write(text)

@@ -44,6 +44,22 @@ def test_batches_and_devices_make_no_difference():
             np.testing.assert_allclose(result.margin[norm], expected.margin[norm], atol=1e-5)
 
 
+def test_attacks_draw_the_same_numbers_however_they_are_divided():
+    mesh, key = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), jax.random.key(0)
+    whole = cj.attack_dataset(F, IMAGES, LABELS, REGIONS, key=key, steps=2, restarts=1)
+    divided = cj.attack_dataset(F, IMAGES, LABELS, REGIONS, key=key, steps=2, restarts=1, batch_size=16, mesh=mesh)
+    for norm in REGIONS:
+        np.testing.assert_array_equal(divided.survived[norm], whole.survived[norm])
+    assert 0 < whole.union.sum() < len(IMAGES)
+
+
+def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    for function, options in ((cj.certify_dataset, {}), (cj.attack_dataset, {"key": jax.random.key(0)})):
+        with pytest.raises(ValueError, match=r"batch_size 12 does not divide over the 8 devices.*multiple of 8"):
+            function(F, IMAGES, LABELS, REGIONS, batch_size=12, mesh=mesh, **options)
+
+
 def test_no_attack_breaks_a_certificate():
     proved = cj.certify_dataset(F, IMAGES, LABELS, REGIONS)
     attacked = cj.attack_dataset(F, IMAGES, LABELS, REGIONS, key=jax.random.key(0), steps=20, restarts=2)

@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, every kind of damage noticed and survived, nothing lost."""
 
 import logging
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -255,6 +256,29 @@ def test_saving_over_a_damaged_step_sets_it_aside(tmp_path: Path) -> None:
         checkpoints.save(2, _state(2), {})
         assert checkpoints.restore(_ABSTRACT)[0] == 2
     assert (tmp_path / "damaged" / "2").exists()
+
+
+def test_a_save_that_fails_says_so_and_the_newest_good_one_stays(tmp_path: Path) -> None:
+    state = {"x": np.random.default_rng(0).uniform(size=10_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        checkpoints._wait()
+        # As good as a full disk: no file may grow beyond 20 kB.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            checkpoints.save(2, state, {})
+            with pytest.raises(
+                CheckpointError, match=r"step 2 could not be saved.*File too large.*command.*point, 1\."
+            ):
+                checkpoints._wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert load(tmp_path, state)[0] == 1
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(state)[0] == 1
+        checkpoints.save(2, state, {})
+    assert load(tmp_path, state)[0] == 2
 
 
 def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:

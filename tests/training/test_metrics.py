@@ -72,6 +72,15 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(
     assert {path.name for path in (tmp_path / "interrupted").iterdir()} <= {"metrics.jsonl", "tensorboard"}
 
 
+def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with (
+        pytest.raises(OSError, match=r"step 3 could not be written to .*metrics\.jsonl \(No space left.*same command"),
+        MetricWriter(tmp_path) as writer,
+    ):
+        writer.write(3, {"loss": 1.0})
+
+
 def test_a_cut_off_line_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tag": "train"}\n{"st')
     assert read_metrics(tmp_path) == [{"step": 1, "tag": "train"}]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cure_jax.training.schedules import exponential_ramp, milestones, natural_weight
+from cure_jax.training.schedules import exponential_ramp, milestones, natural_weight, warmup
 
 
 def test_exponential_ramp_has_the_published_values() -> None:
@@ -69,3 +69,14 @@ def test_impossible_schedules_are_refused() -> None:
         natural_weight(2, -1)
     with pytest.raises(ValueError, match="increasing"):
         milestones(0.1, [5, 5])
+
+
+def test_warmup_rises_to_the_schedule_and_leaves_it_alone() -> None:
+    rate = warmup(milestones(0.5, [6], 0.1), 4)
+    values = np.asarray(jax.vmap(rate)(jnp.arange(8)))
+    np.testing.assert_allclose(values, [0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.05, 0.05], rtol=1e-6)
+    np.testing.assert_allclose([float(rate(step)) for step in range(8)], values, rtol=1e-6)
+    schedule = milestones(0.5, [])
+    assert warmup(schedule, 0) is schedule
+    with pytest.raises(ValueError, match="warmup got -1 steps"):
+        warmup(schedule, -1)

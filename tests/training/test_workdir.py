@@ -1,10 +1,15 @@
 """The config of a work directory: exact, atomic, and never mixed with another one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
+from etils.epath import backend
 
-from cure_jax.training.workdir import WorkdirError, check_config, file_system_path, read_config, write_config
+from cure_jax.training import workdir
+from cure_jax.training.metrics import MetricWriter, read_metrics
+from cure_jax.training.workdir import WorkdirError, as_path, check_config, read_config, write_config
 
 _CONFIG = {"seed": 0, "eps": {"linf": 0.1, "l2": 0.75}, "widths": (64, 128), "extra": {}, "l1": None}
 
@@ -54,6 +59,46 @@ def test_a_failed_write_leaves_the_old_config(tmp_path: Path) -> None:
     assert read_config(tmp_path)["seed"] == 0
 
 
-def test_urls_are_refused() -> None:
-    with pytest.raises(ValueError, match="Mount the bucket"):
-        file_system_path("gs://bucket/run")
+def test_other_urls_are_refused_and_buckets_name_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"'s3://bucket/run'; .*gs://BUCKET.*Mount other buckets"):
+        as_path("s3://bucket/run")
+    monkeypatch.setattr(workdir, "_has_gcsfs", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match=r"'gs://bucket/run', which needs gcsfs.*cure-jax\[cloud\]"):
+        as_path("gs://bucket/run")
+
+
+def test_a_bucket_holds_config_and_metrics_as_whole_objects(bucket: str) -> None:
+    write_config(bucket, _CONFIG)
+    assert read_config(bucket)["eps"] == _CONFIG["eps"]
+    check_config(bucket, _CONFIG)
+    with pytest.raises(WorkdirError, match="seed was 0, now 1"):
+        check_config(bucket, {**_CONFIG, "seed": 1})
+    with pytest.raises(WorkdirError, match="Run launch"):
+        read_config(f"{bucket}/other")
+    with MetricWriter(bucket, resume_from=-1) as writer:
+        for step in (9, 10, 100):
+            writer.write(step, {"loss": 1 / step})
+        writer.write(100, {"accuracy": 0.5}, tag="validation")
+    assert [(record["step"], record["tag"]) for record in read_metrics(bucket)] == [
+        (9, "train"), (10, "train"), (100, "train"), (100, "validation"),
+    ]  # fmt: skip
+    with MetricWriter(bucket, resume_from=10) as writer:
+        writer.write(11, {"loss": 0.0})
+    assert [record["step"] for record in read_metrics(bucket)] == [9, 10, 11]
+    assert read_metrics(f"{bucket}/other") == []
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket in memory."""
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: files)
+    monkeypatch.setattr(type(files), "_strip_protocol", classmethod(_without_protocol))
+    monkeypatch.setattr(workdir, "_has_gcsfs", lambda: True)
+    yield "gs://bucket/run"
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+
+
+def _without_protocol(cls: type, path: str) -> str:
+    return "/" + str(path).removeprefix("gs://").removeprefix("memory://").strip("/") if str(path).strip("/") else ""

@@ -1,0 +1,70 @@
+"""What can happen to the files of a training: damage, full disks; and reading what is left."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps that were saved."""
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
+
+
+def newest_state(checkpoints: Path) -> dict[str, np.ndarray]:
+    """The arrays of the newest checkpoint by name, read without the library that wrote it."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(checkpoints / str(steps(checkpoints)[-1]) / "state")
+    return {name: np.asarray(array) for name, array in restored.items()}
+
+
+def keep_until(checkpoints: Path, step: int) -> None:
+    """Deletes later checkpoints."""
+    for later in steps(checkpoints):
+        if later > step:
+            shutil.rmtree(checkpoints / str(later))
+
+
+def flipped_bit(step: Path) -> None:
+    """One bit in the middle of the arrays."""
+    path = _largest_file(step / "state")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncated_file(step: Path) -> None:
+    """The arrays end after 100 bytes."""
+    path = _largest_file(step / "state")
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty_directory(step: Path) -> None:
+    """Nothing but the directory is left."""
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+DAMAGES = {"a flipped bit": flipped_bit, "a truncated file": truncated_file, "an empty directory": empty_directory}
+
+
+def mount(disk: Path, size: str, again: bool = False) -> bool:
+    """Mounts a small tmpfs, or gives it another size; returns whether that was allowed."""
+    disk.mkdir(exist_ok=True)
+    options = f"remount,size={size}" if again else f"size={size}"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def unmount(disk: Path) -> None:
+    """Undoes `mount`."""
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def _largest_file(directory: Path) -> Path:
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
