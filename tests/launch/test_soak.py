@@ -18,7 +18,7 @@ def test_divided_killed_and_stopped_trainings_end_alike(tmp_path: Path) -> None:
     rows = result.stdout.strip().splitlines()
     assert len(rows) == 5, result.stdout
     assert all(row.startswith("ok ") for row in rows)
-    assert "exit -9" in rows[2]
+    assert "exit -9, resumed" in rows[2]
     assert "exit 0, saved at step" in rows[3]
     assert "same bits" in rows[4]
     text = table.read_text()
