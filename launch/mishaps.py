@@ -1,28 +1,15 @@
-"""What can happen to the files of a training: damage, full disks; and reading what is left."""
+"""What can happen to the files of a training: damage, full disks."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
-
-
-def steps(checkpoints: Path) -> list[int]:
-    """The steps that were saved."""
-    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-
-
-def newest_state(checkpoints: Path) -> dict[str, np.ndarray]:
-    """The arrays of the newest checkpoint by name, read without the library that wrote it."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(checkpoints / str(steps(checkpoints)[-1]) / "state")
-    return {name: np.asarray(array) for name, array in restored.items()}
+from launch import endings
 
 
 def keep_until(checkpoints: Path, step: int) -> None:
     """Deletes later checkpoints."""
-    for later in steps(checkpoints):
+    for later in endings.steps(checkpoints):
         if later > step:
             shutil.rmtree(checkpoints / str(later))
 

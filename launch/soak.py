@@ -25,7 +25,7 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import local, mishaps
+from launch import endings, local, mishaps
 
 _ROOT = flags.DEFINE_string("root", None, "Where the runs go.")
 _TABLE = flags.DEFINE_string("table", None, "Markdown file to put the table into, between its marks.")
@@ -119,7 +119,7 @@ def quick(root: Path) -> Iterator[Row]:
     found = [interrupt(workdir, two, steps, functools.partial(kill_one, after=14, delay=0.05))]
     found.append(interrupt(workdir, two, steps, functools.partial(terminate_one, after=40, delay=0.0)))
     train(workdir, two, steps)
-    same = identical(workdir, root / _name(two))
+    same = endings.identical(workdir, root / _name(two))
     after_kill = "resumed" if "Resumed at step" in found[1].log else "began anew"
     yield Row("kill -9 of one of two processes", f"exit {found[0].status}, {after_kill}", found[0].status != 0)
     yield Row("SIGTERM to one of two processes", _stopped(found[1]), _saved(found[1]))
@@ -147,10 +147,10 @@ def everything(root: Path) -> Iterator[Row]:
 def equality(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
     """Every way of dividing the training against one device, and pmap against shard_map."""
     for job in jobs:
-        difference = apart(parameters(root / _name(one)), parameters(root / _name(job)))
+        difference = endings.apart(endings.parameters(root / _name(one)), endings.parameters(root / _name(job)))
         yield Row(f"{job}: float32 parameters against {one}", f"{difference:.1e} apart", difference <= 1e-4)
     for job, other in _pairs(jobs):
-        same = identical(root / _name(job), root / _name(other))
+        same = endings.identical(root / _name(job), root / _name(other))
         yield Row(f"{job} against {other.parallel}", _same(same), same)
 
 
@@ -161,10 +161,10 @@ def wide_equality(root: Path, one: Job, jobs: Sequence[Job]) -> Iterator[Row]:
         work(root / f"{_name(job)}.float64", job, "float64", *steps)
     found = {job: _load(root / f"{_name(job)}.float64_0.npz") for job in (one, *jobs)}
     for job in jobs:
-        difference = apart(found[one], found[job])
+        difference = endings.apart(found[one], found[job])
         yield Row(f"{job}: float64 parameters against {one}", f"{difference:.1e} apart", difference <= 1e-12)
     for job, other in _pairs(jobs):
-        same = apart(found[job], found[other]) == 0
+        same = endings.apart(found[job], found[other]) == 0
         yield Row(f"{job} against {other.parallel}, float64", _same(same), same)
 
 
@@ -195,7 +195,7 @@ def interruptions(undisturbed: Path, job: Job) -> Iterator[Row]:
             act = functools.partial(disturb, after=point, delay=delay, victim=victim)
             end = interrupt(workdir, job, LONG, act)
             train(workdir, job, LONG)
-            same = identical(workdir, undisturbed)
+            same = endings.identical(workdir, undisturbed)
             # Before it has joined, a process does not listen and dies of SIGTERM: there is nothing to save.
             as_due = _saved(end) if kind == "SIGTERM" and (point or not end.status) else end.status != 0
             said = _stopped(end) if kind == "SIGTERM" else f"exit {end.status}"
@@ -209,7 +209,7 @@ def other_sizes(undisturbed: Path, job: Job, sizes: Sequence[Job]) -> Iterator[R
         workdir = undisturbed.parent / f"moved_to_{_name(size)}"
         end = interrupt(workdir, job, LONG, functools.partial(terminate_one, after=24, delay=0.0))
         train(workdir, size, LONG)
-        difference = apart(parameters(undisturbed), parameters(workdir))
+        difference = endings.apart(endings.parameters(undisturbed), endings.parameters(workdir))
         trial = f"SIGTERM at {job}, resumed at {size}"
         yield Row(trial, f"{_stopped(end)}; {difference:.1e} apart", difference <= 1e-4 and _saved(end))
 
@@ -227,7 +227,7 @@ def damages(undisturbed: Path, job: Job) -> Iterator[Row]:
         message = next(iter(re.findall(r"Checkpoint 30 in \S+ is damaged: ([^.(]*)", log)), "no message")
         message = message.strip()
         aside = (workdir / "checkpoints" / "damaged" / "30").exists()
-        same = identical(workdir, undisturbed)
+        same = endings.identical(workdir, undisturbed)
         trial = f"newest checkpoint: {name} ({job})"
         yield Row(trial, f'"{message}"; {_resumed(workdir)}; {_same(same)}', same and aside and "damaged" in log)
 
@@ -242,10 +242,10 @@ def full_disk(undisturbed: Path, job: Job) -> Row:
         log.unlink(missing_ok=True)
     try:
         end = interrupt(disk / "run", job, LONG, lambda processes, workdir: None, log=cramped)
-        steps = mishaps.steps(disk / "run" / "checkpoints")
+        steps = endings.steps(disk / "run" / "checkpoints")
         mishaps.mount(disk, "200m", again=True)
         train(disk / "run", job, LONG, log=roomy)
-        same = identical(disk / "run", undisturbed)
+        same = endings.identical(disk / "run", undisturbed)
     finally:
         mishaps.unmount(disk)
     message = next(iter(re.findall(r"error: (The \w+ of step \d+ could not be \w+)", end.log)), "no message")
@@ -324,28 +324,6 @@ def work(output: Path, job: Job, task: str, *more: str) -> None:
 
 def _launcher(workdir: Path, job: Job, steps: Sequence[str]) -> list[str]:
     return ["launch/train.py", *CONFIG, f"--workdir={workdir}", *steps, f"--config.parallel={job.parallel}"]
-
-
-def parameters(workdir: Path) -> dict[str, np.ndarray]:
-    """Of the newest checkpoint."""
-    return {
-        name: array
-        for name, array in mishaps.newest_state(workdir / "checkpoints").items()
-        if name.startswith("params")
-    }
-
-
-def identical(workdir: Path, other: Path) -> bool:
-    """Whether two runs ended with the same state to the last bit, and with the same metrics."""
-    states = [mishaps.newest_state(path / "checkpoints") for path in (workdir, other)]
-    metrics = [(path / "metrics.jsonl").read_text() for path in (workdir, other)]
-    same = all(np.array_equal(states[0][name], states[1][name]) for name in states[0] | states[1])
-    return same and metrics[0] == metrics[1]
-
-
-def apart(state: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """The largest difference of two numbers."""
-    return max(float(np.max(np.abs(state[name] - other[name]))) for name in state | other)
 
 
 def table(rows: Sequence[Row], minutes: float) -> str:

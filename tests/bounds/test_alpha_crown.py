@@ -21,7 +21,9 @@ def _bounds(bound, region):
     return jax.jit(bound)(region)
 
 
-@pytest.mark.parametrize("network", list(networks.NETWORKS))
+@pytest.mark.parametrize(
+    "network", [pytest.param(n, marks=[pytest.mark.slow] if n == "residual" else []) for n in networks.NETWORKS]
+)
 @pytest.mark.parametrize("p", [np.inf])
 def test_from_loose_to_tight(network, p):
     apply, make_params = networks.NETWORKS[network]

@@ -63,7 +63,7 @@ def test_optimised_bounds_reach_the_reference(name, norm):
     assert (found - bounds(name, norm, "CROWN", False)).min() >= 0
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1"])
+@pytest.mark.parametrize("norm", ["l2", pytest.param("l1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", golden_networks.NAMES)
 def test_the_pixel_box_makes_crown_tighter(name, norm):
     whole, cut = bounds(name, norm, "CROWN", False), bounds(name, norm, "CROWN", True)

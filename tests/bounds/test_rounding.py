@@ -93,7 +93,7 @@ def badly_scaled(params, generator: np.random.Generator, decades: float):
         ("mlp", 1.0, None),
         ("residual", math.inf, UNIT_BOX),
         ("residual", 1.0, UNIT_BOX),
-        ("convnet", 2.0, None),
+        pytest.param("convnet", 2.0, None, marks=pytest.mark.slow),
         pytest.param("convnet", math.inf, UNIT_BOX, marks=pytest.mark.slow),
     ],
 )
@@ -151,21 +151,15 @@ BACKDOORS = {
 }
 
 
-@functools.cache
 def backdoor_bounds(name: str) -> dict[tuple[str, str], cj.Interval]:
     return jax.jit(lambda x: all_bounds(BACKDOORS[name], cj.linf_ball(x, 1e-3)))(jnp.zeros(1))
 
 
 @pytest.mark.parametrize("name", list(BACKDOORS))
 def test_outward_bounds_hold_for_numerical_backdoors(name):
-    region = cj.linf_ball(jnp.zeros(1), 1e-3)
-    assert "outward" not in violated(backdoor_bounds(name), BACKDOORS[name], region, 3)
-
-
-def test_float32_bounds_do_not_see_numerical_backdoors():
-    region = cj.linf_ball(jnp.zeros(1), 1e-3)
-    seen = [violated(backdoor_bounds(name), BACKDOORS[name], region, 3) for name in BACKDOORS]
-    assert sum("float32" in found for found in seen) >= 4
+    """Those without allowance for rounding do not."""
+    found = violated(backdoor_bounds(name), BACKDOORS[name], cj.linf_ball(jnp.zeros(1), 1e-3), 3)
+    assert found == {"float32"}
 
 
 def test_a_backdoor_is_no_certificate():

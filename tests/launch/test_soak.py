@@ -33,7 +33,7 @@ def test_the_comparison_sees_one_bit_and_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     from cure_jax.training.checkpoints import Checkpoints
-    from launch import soak
+    from launch import endings
 
     def run(name: str, value: float, line: str) -> Path:
         with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
@@ -44,8 +44,8 @@ def test_the_comparison_sees_one_bit_and_one_line(tmp_path: Path) -> None:
 
     one, same = run("one", 3.0, "a"), run("same", 3.0, "a")
     other, log = run("other", np.nextafter(3.0, 4.0), "a"), run("log", 3.0, "b")
-    assert soak.identical(one, same)
-    assert not soak.identical(one, other)
-    assert not soak.identical(one, log)
-    assert 0 < soak.apart(soak.parameters(one), soak.parameters(other)) < 1e-15
-    assert soak.parameters(one)["params.w"].tolist() == [1.0, 3.0]
+    assert endings.identical(one, same)
+    assert not endings.identical(one, other)
+    assert not endings.identical(one, log)
+    assert 0 < endings.apart(endings.parameters(one), endings.parameters(other)) < 1e-15
+    assert endings.parameters(one)["params.w"].tolist() == [1.0, 3.0]
