@@ -23,8 +23,8 @@ Loss = Mapping[str, Any]
 
 
 def small_box(ratio: float, **fields: Any) -> Loss:
-    """SABR, with lambda = ratio."""
-    return {"kind": "small_box", "ratio": ratio, "inside": False, **fields}
+    """SABR, with lambda = ratio. All fields are there, so that a flag can override them."""
+    return {"kind": "small_box", "fraction": 1.0, "ratio": ratio, "inside": False, "shrinking": 0.0, **fields}
 
 
 def lipschitz(fraction: float) -> Loss:

@@ -210,7 +210,8 @@ def test_every_setting_has_every_method(name: str) -> None:
         assert bool(config.alignment.weight) == bool(config.projection.beta) == (method in _PROJECTED)
     paper, scratch, finetune = (configs[method] for method in ("paper", "scratch", "finetune"))
     assert (paper.projection.every, scratch.projection.every) == ("epoch", "step")
-    assert paper.losses.l2.to_dict() == {"kind": "small_box", "ratio": 1e-5, "inside": False}
+    defaults = {"fraction": 1.0, "inside": False, "shrinking": 0.0}
+    assert paper.losses.l2.to_dict() == {"kind": "small_box", "ratio": 1e-5, **defaults}
     assert paper.losses.linf.to_dict() == configs["linf"].losses.linf.to_dict()
     assert finetune.start_from == f"runs/{name}/linf"
     assert finetune.ramp_end < finetune.epochs <= scratch.epochs / 3
