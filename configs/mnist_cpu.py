@@ -6,8 +6,9 @@
 TFDS_DATA_DIR or --config.data_dir says where the data is. What it is for and what was measured so far: docs/bounds.md.
 """
 
+from configs import mnist_small
 from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
-from cure_jax.training.config import Config, default_config
+from cure_jax.training.config import Config
 
 # Chosen on the first 200 validation images: at 0.35, 0.45 and 0.6 of the radius (batches of 256, 128 and 256) clean
 # accuracy was 95.2, 95.4 and 93.3 %, the certified union 74.5, 80 and (on 100 test images) 80 %.
@@ -17,12 +18,9 @@ _FINETUNING = Finetuning(epochs=3, milestones=(2,), ramp_end=1.0, alignment=0.5)
 
 def get_config(method: str = "scratch") -> Config:
     """The config of one method, see `configs.methods`."""
-    config = default_config()
+    config = mnist_small.base()
     config.setting = "mnist_cpu"
-    config.dataset = "mnist"
     config.model = {"name": "conv_small", "options": {}}
-    config.radii = {"linf": 0.1, "l2": 0.75}
-    config.reported = {"l1": 1.0}
     config.epochs, config.milestones, config.ramp_end = 10, (7, 9), 4.0
     config.batch_size = 128
     config.attack_steps = 3

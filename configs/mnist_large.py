@@ -13,7 +13,7 @@ _FINETUNING = Finetuning(epochs=14, milestones=(10, 12), ramp_end=4.0, alignment
 
 def get_config(method: str = "scratch") -> Config:
     """The config of one method, see `configs.methods`."""
-    config = mnist_small.get_config("scratch")
+    config = mnist_small.base()
     config.setting = "mnist_large"
     config.radii = {"linf": 0.3, "l2": 1.0}
     config.reported = {"l1": 2.0}

@@ -15,10 +15,9 @@ from cure_jax.training.config import Config, default_config
 _FINETUNING = Finetuning(epochs=14, milestones=(10, 12), ramp_end=4.0, alignment=0.5)
 
 
-def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+def base() -> Config:
+    """What all settings of MNIST start from."""
     config = default_config()
-    config.setting = "mnist_small"
     config.dataset = "mnist"
     config.model = {"name": "cnn7", "options": {}}
     config.radii = {"linf": 0.1, "l2": 0.75}
@@ -28,5 +27,12 @@ def get_config(method: str = "scratch") -> Config:
     config.l1 = 1e-5
     config.alignment.weight = 2.0
     config.projection.beta = 0.8
+    return config
+
+
+def get_config(method: str = "scratch") -> Config:
+    """The config of one method, see `configs.methods`."""
+    config = base()
+    config.setting = "mnist_small"
     losses = Losses(linf=small_box(0.4), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))
     return with_method(config, method, losses, _FINETUNING)

@@ -1,7 +1,9 @@
 """From bounds to verdicts, for one example."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
 from cure_jax.regions import Region
 
-__all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins"]
+__all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]
 
 
 @jax.tree_util.register_dataclass
@@ -90,8 +92,12 @@ def certify(
       (True, False)
     """
     lower, admissible = lower_margins(f, x, label, region, method, arithmetic)
-    proved = jnp.all((lower > 0) & jnp.isfinite(lower))
-    return Certificate(proved & admissible, jnp.min(lower))
+    return Certificate(proves(lower) & admissible, jnp.min(lower))
+
+
+def proves(lower: Any) -> Any:
+    """Whether lower bounds of margins `[..., others]`, of NumPy or JAX, are all positive and finite."""
+    return ((lower > 0) & (lower < math.inf)).all(axis=-1)
 
 
 def lower_margins(

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from cure_jax import attacks, distributed
 from cure_jax.bounds import in_float64
-from cure_jax.certification.certificate import lower_margins
+from cure_jax.certification.certificate import lower_margins, proves
 from cure_jax.certification.methods import bound_method, cheap_to_tight
 from cure_jax.progress import progress
 from cure_jax.regions import Region
@@ -129,7 +129,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
 
             lower, admissible = _cascade(prove, stages[norm], correct, advance)
             margin[norm] = lower.min(axis=1)
-            verified[norm] = admissible & np.all((lower > 0) & np.isfinite(lower), axis=1)
+            verified[norm] = admissible & proves(lower)
     return DatasetCertificate(correct, verified, margin, method)
 
 
@@ -148,8 +148,7 @@ def _cascade(
     first = prove(stages[0], undecided, advance)
     lower, admissible = first["lower"], first["admissible"]
     for stage in stages[1:]:
-        open_margins = ~np.all((lower > 0) & np.isfinite(lower), axis=1)
-        undecided = np.flatnonzero(correct & admissible & open_margins)
+        undecided = np.flatnonzero(correct & admissible & ~proves(lower))
         advance(len(correct) - len(undecided))
         if len(undecided):
             found = prove(stage, undecided, advance)["lower"]

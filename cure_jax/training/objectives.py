@@ -142,7 +142,7 @@ def box(ball: Ball, eps: float, *, fraction: float = 1.0, shrinking: float = 0.0
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         del key
-        hull = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH)).bounding_box()
+        hull = _grown(ball, x, fraction * eps * scale).bounding_box()
         return _propagated(network, linf_ball(hull.center, hull.radius), label, shrinking)
 
     return objective
@@ -160,7 +160,7 @@ def dual_norm(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         del key
-        return _propagated(network, ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH)), label)
+        return _propagated(network, _grown(ball, x, fraction * eps * scale), label)
 
     return objective
 
@@ -182,7 +182,7 @@ def small_box(
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         # While the radius is 0: the least box around the example itself.
-        region = ball(x, jnp.maximum(eps * scale, _LEAST_HALF_WIDTH))
+        region = _grown(ball, x, eps * scale)
         found = _attack(network, x, label, region, key, steps)
         hull = region.bounding_box()
         half_width = jnp.full(x.shape, jnp.where(scale > 0, ratio * eps * scale, _LEAST_HALF_WIDTH), x.dtype)
@@ -212,7 +212,7 @@ def box_ball(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
                 "The box_ball objective got a network without block norms; expected Network(norms=...). Compute them "
                 "with cure_jax.bounds.lipschitz.estimated_norms."
             )
-        region = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH))
+        region = _grown(ball, x, fraction * eps * scale)
         bounds = box_ball_bounds(margins(network.certified, label), norms=network.norms, precision=network.precision)
         return Worst(_worst_logits(bounds(region).lower, label))
 
@@ -231,7 +231,7 @@ def crown_ibp(ball: Ball, eps: float, *, fraction: float = 1.0, final: float = 0
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         del key
-        region = ball(x, jnp.maximum(fraction * eps * scale, _LEAST_HALF_WIDTH))
+        region = _grown(ball, x, fraction * eps * scale)
         by_ibp = _propagated(network, region, label)
         bounds = crown(margins(network.certified, label), intermediate="ibp", precision=network.precision)
         by_crown = _worst_logits(bounds(region).lower, label)
@@ -261,7 +261,7 @@ def expressive(ball: Ball, eps: float, *, combination: str = "mtl", alpha: float
         raise ValueError(f"Unknown combination {combination!r}; expected one of {', '.join(COMBINATIONS)}.")
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
-        region = ball(x, jnp.maximum(eps * scale, _LEAST_HALF_WIDTH))
+        region = _grown(ball, x, eps * scale)
         found = _attack(network, x, label, region, key, steps)
         attacked = _worst_logits(margins(network.certified, label)(found), label)
         bounded = _propagated(network, region, label)
@@ -300,6 +300,11 @@ def lipschitz(eps: float, *, fraction: float = 1.0) -> Objective:
         return Worst(logits - logits[label] + fraction * eps * scale * network.lipschitz[label])
 
     return objective
+
+
+def _grown(ball: Ball, x: jax.Array, radius: jax.Array) -> LpBall:
+    """The ball of this radius, the least one while the radius is 0."""
+    return ball(x, jnp.maximum(radius, _LEAST_HALF_WIDTH))
 
 
 def _attack(network: Network, x: jax.Array, label: jax.Array, region: Region, key: jax.Array, steps: int) -> jax.Array:
