@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cure_jax import numerics
 from cure_jax.graph import Equation, Node
 from cure_jax.rules.local import Axis, Local, restrict, whole
 
@@ -92,8 +93,8 @@ def dense(coefficients: Coefficients, shape: tuple[int, ...]) -> jax.Array:
 def inner(coefficients: Coefficients, values: jax.Array) -> jax.Array:
     """The inner product with an array of the node's shape."""
     if isinstance(coefficients, Window):
-        return jnp.sum(coefficients.value * coefficients.cut(values))
-    return jnp.sum(coefficients * values)
+        return numerics.total(coefficients.value * coefficients.cut(values))
+    return numerics.total(coefficients * values)
 
 
 def size(coefficients: Coefficients) -> int:
@@ -123,7 +124,7 @@ def pull_lines(coefficients: Coefficients, lower: Lines, upper: Lines) -> tuple[
         return positive * cut(below) + negative * cut(above)
 
     pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
-    constant = jnp.sum(mixed(lower[1], upper[1]))
+    constant = numerics.total(mixed(lower[1], upper[1]))
     if isinstance(coefficients, Window):
         return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
     return tuple(pulled), constant
@@ -174,14 +175,14 @@ def _pull_window(equation: Equation, window: Window, local: Local) -> tuple[Coef
     return tuple(pulled)
 
 
-def neuron(node: Node, moving: Sequence[int], index: jax.Array, sign: float) -> Coefficients:
+def neuron(node: Node, moving: Sequence[int], index: jax.Array, sign: jax.Array | float) -> Coefficients:
     """The objective `sign * node[index]`: a window of one entry along the axes in `moving`, the whole of all others.
 
     Args:
       node: the node.
       moving: its axes along which a neuron sees a window; none for dense coefficients.
       index: which entry, in the order of the flattened node.
-      sign: 1 or -1.
+      sign: 1 or -1; it may be traced.
     """
     shape, place = node.shape, jnp.unravel_index(index, node.shape)
     sizes = [1 if i in moving else n for i, n in enumerate(shape)]

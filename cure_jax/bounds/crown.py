@@ -175,16 +175,32 @@ def _refined(
     equation: graphs.Equation,
     operands: Sequence[Interval],
 ) -> list[Interval]:
-    """Tighter intervals, by back-substitution through what is relaxed so far, where they make a tighter relaxation."""
+    """Tighter intervals, by back-substitution through what is relaxed so far, where they make a tighter relaxation.
+
+    First the ends nearer to 0, which is where most functions bend: they decide most of the neurons, and the other ends
+    of those are not needed.
+    """
     rule = rules.lookup(equation)
     assert isinstance(rule, rules.Nonlinear)
-    selected = rule.undecided(equation, operands) if rule.undecided else (None,) * len(operands)
-    return [
-        interval.intersect(
-            linear.bound_node(graph, node, region, inside.relaxations, inside.intervals, wanted, inside.intercepts)
-        )
-        for node, interval, wanted in zip(equation.bounded, operands, selected, strict=True)
-    ]
+    if rule.undecided is None:
+        return [
+            interval.intersect(
+                linear.bound_node(graph, node, region, inside.relaxations, inside.intervals, None, inside.intercepts)
+            )
+            for node, interval in zip(equation.bounded, operands, strict=True)
+        ]
+    nearer = [interval.lower + interval.upper < 0 for interval in operands]
+    for sides in (nearer, [~above for above in nearer]):
+        selected = rule.undecided(equation, operands)
+        operands = [
+            interval.intersect(
+                linear.bound_sides(
+                    graph, node, region, inside.relaxations, inside.intervals, above, wanted, inside.intercepts
+                )
+            )
+            for node, interval, above, wanted in zip(equation.bounded, operands, sides, selected, strict=True)
+        ]
+    return list(operands)
 
 
 def _given(intermediate: Sequence[Interval], first: int, equation: graphs.Equation) -> Sequence[Interval]:

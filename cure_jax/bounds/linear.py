@@ -12,13 +12,14 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cure_jax import rules
+from cure_jax import numerics, rules
 from cure_jax.bounds import coefficients as forms
 from cure_jax.bounds import outward, outward_region
 from cure_jax.bounds.coefficients import Coefficients, Window
@@ -28,11 +29,19 @@ from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
 
-__all__ = ["LinearBound", "backsubstitute", "bound_node", "concretize", "concretized_output", "pull_affine"]
+__all__ = [
+    "LinearBound",
+    "backsubstitute",
+    "bound_node",
+    "bound_sides",
+    "concretize",
+    "concretized_output",
+    "pull_affine",
+]
 
 # Objectives are processed in chunks of at most this many coefficients on the widest window or node, for one example.
 _CHUNK_COEFFICIENTS = 2**22
-_LEAST_CHUNK, _CHUNKS = 16, 32
+_LEAST_CHUNK, _CHUNKS = 16, 128
 
 
 class LinearBound(NamedTuple):
@@ -141,7 +150,7 @@ def _pull_relaxed(
     coefficients = forms.dense(coefficients, equation.output.shape)
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
     pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
-    return pulled, jnp.sum(positive * lower.intercept) + jnp.sum(negative * upper.intercept)
+    return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
 
 
 def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapping[int, Interval]) -> jax.Array:
@@ -193,7 +202,7 @@ def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
     selected: jax.Array | None = None,
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> Interval:
-    """Bounds entries of a node by back-substitution.
+    """Bounds entries of a node by back-substitution, from both sides.
 
     Args:
       graph: the network.
@@ -207,30 +216,58 @@ def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
     Returns:
       Lower and upper `[*target]`, infinite for entries that are not wanted.
     """
-    moving, widest = moving_axes(graph, target), 1
+    signs = jnp.stack([jnp.ones(target.shape, target.dtype), jnp.full(target.shape, -1, target.dtype)])
+    wanted = None if selected is None else jnp.stack([selected, selected])
+    lower, negative_upper = _least(graph, target, region, relaxations, intervals, signs, wanted, intercepts)
+    return Interval(lower, -negative_upper).without_nan()
 
-    def least(index: jax.Array, sign: float) -> jax.Array:
+
+def bound_sides(  # noqa: PLR0913  (as above)
+    graph: Graph,
+    target: Node,
+    region: Region,
+    relaxations: Mapping[int, rules.Relaxation],
+    intervals: Mapping[int, Interval],
+    above: jax.Array,
+    selected: jax.Array,
+    intercepts: Mapping[int, outward.Intercepts | None] | None = None,
+) -> Interval:
+    """As `bound_node`, but each entry from one side, above where `above`, `[*target]`, or below; the other is open."""
+    signs = jnp.where(above, -1, 1).astype(target.dtype)
+    least = _least(graph, target, region, relaxations, intervals, signs, selected, intercepts)
+    lower, upper = jnp.where(above, -jnp.inf, least), jnp.where(above, -least, jnp.inf)
+    return Interval(lower, upper).without_nan()
+
+
+def _least(  # noqa: PLR0913  (as above)
+    graph: Graph,
+    target: Node,
+    region: Region,
+    relaxations: Mapping[int, rules.Relaxation],
+    intervals: Mapping[int, Interval],
+    signs: jax.Array,
+    selected: jax.Array | None,
+    intercepts: Mapping[int, outward.Intercepts | None] | None,
+) -> jax.Array:
+    """Lower bounds of `signs * target`, `[..., *target]`; -inf where not selected."""
+    moving, widest, size = moving_axes(graph, target), 1, math.prod(target.shape)
+    flat = signs.ravel()
+
+    def least(row: jax.Array) -> jax.Array:
         nonlocal widest
-        objective = forms.neuron(target, moving, index, sign)
+        objective = forms.neuron(target, moving, row % size, flat[row])
         bound = backsubstitute(graph, target, objective, relaxations, intercepts)
         widest = bound.widest
-        return concretize(bound, graph, region, intervals)
-
-    def both(index: jax.Array) -> jax.Array:
         # The last value tells entries that were computed, whatever a second evaluation of `selected` would say.
-        return jnp.stack([least(index, 1.0), -least(index, -1.0), jnp.ones((), target.dtype)])
+        return jnp.stack([concretize(bound, graph, region, intervals), jnp.ones((), target.dtype)])
 
     if selected is None:
-        selected = jnp.ones(target.shape, bool)
-    jax.eval_shape(both, jax.ShapeDtypeStruct((), jnp.int32))
+        selected = jnp.ones(signs.shape, bool)
+    jax.eval_shape(least, jax.ShapeDtypeStruct((), jnp.int32))
     # A share of all, so that few selected ones do not cost as much as many.
     chunk = min(_CHUNK_COEFFICIENTS // widest, max(_LEAST_CHUNK, selected.size // _CHUNKS))
-    *ends, computed = map_selected(both, selected.ravel(), 3, max(1, chunk)).T
-    lower, upper = (
-        jnp.where(computed > 0, end, without).reshape(target.shape)
-        for end, without in zip(ends, (-jnp.inf, jnp.inf), strict=True)
-    )
-    return Interval(lower, upper).without_nan()
+    values, computed = map_selected(least, selected.ravel(), 2, max(1, chunk)).T
+    return jnp.where(computed > 0, values, -jnp.inf).reshape(signs.shape)
 
 
 def concretized_output(

@@ -100,7 +100,7 @@ def layer_bound(layer: Layer, coefficients: jax.Array, slopes: jax.Array, multip
     tiny = jnp.finfo(coefficients.dtype).tiny
     left = least(layer.slopes[0], low, jnp.minimum(high, layer.kink))
     right = least(layer.slopes[1], jnp.maximum(low, layer.kink), high)
-    return jnp.sum(jnp.minimum(left, right)) - multiplier / 2 * jnp.square(radius)
+    return numerics.total(jnp.minimum(left, right)) - multiplier / 2 * jnp.square(radius)
 
 
 class Parameters(NamedTuple):
@@ -290,7 +290,7 @@ def _pull_lines(relaxation: rules.Relaxation, coefficients: jax.Array) -> tuple[
     lower, upper = relaxation
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
     pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
-    return pulled, jnp.sum(positive * lower.intercept) + jnp.sum(negative * upper.intercept)
+    return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
 
 
 def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:

@@ -22,7 +22,8 @@ from cure_jax.validation import validate
 
 __all__ = ["DatasetAttack", "DatasetCertificate", "attack_dataset", "certify_dataset"]
 
-MakeRegion = Callable[[jax.Array], Region]
+# From an example, or an example and its own radius.
+MakeRegion = Callable[..., Region]
 Model = Callable[[jax.Array], jax.Array]
 _ATTACK_LOSSES = ("cross_entropy", "margin")
 
@@ -71,6 +72,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     labels: np.ndarray,
     regions: Mapping[str, MakeRegion],
     *,
+    radii: Mapping[str, np.ndarray] | None = None,
     method: str = "crown",
     arithmetic: str = "float32",
     batch_size: int = 100,
@@ -86,6 +88,9 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
         a `Partial` of a pure function whose radius is an argument, it is compiled once for all radii.
+      radii: by norm, radii of the examples themselves, in pixel units: `[examples]` or, for a radius per pixel,
+        `[examples, *x]`. The region of such a norm is made of an example and its radius,
+        `{"l2": lambda x, eps: l2_ball(x, eps, (0.0, 1.0))}`, those of other norms of the example alone.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
         keeps the tightest bound of each margin.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
@@ -99,38 +104,51 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`.
 
     Raises:
-      ValueError: if examples or labels are out of range or do not fit together, for an unknown method or arithmetic,
-        no region, or a batch that does not divide over the devices.
+      ValueError: if examples, labels or radii are out of range or do not fit together, for an unknown method or
+        arithmetic, no region, or a batch that does not divide over the devices.
 
     Soundness:
       As `certify`, for each example; in float64 rounding errors are 5e8 times smaller, but not accounted for.
     """
     if arithmetic == "float64":
         options = {"method": method, "batch_size": batch_size, "mesh": mesh, "show_progress": show_progress}
-        return in_float64(functools.partial(certify_dataset, **options))(f, images, labels, regions)
+        return in_float64(functools.partial(certify_dataset, **options))(f, images, labels, regions, radii=radii)
     bound_method(method, arithmetic)
     images, labels = _checked(f, images, labels, regions, batch_size)
+    own = _own_radii(radii or {}, regions, images)
     _check_divides(batch_size, mesh)
     f, make_regions = _as_pytree(f), {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
     correct = _in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
     stages = {
-        norm: cheap_to_tight(make_region(jnp.asarray(images[0])), arithmetic) if method == "best" else (method,)
+        norm: cheap_to_tight(make_region(*_first(images, *own[norm])), arithmetic) if method == "best" else (method,)
         for norm, make_region in make_regions.items()
     }
     verified, margin = {}, {}
     with _progress(len(images) * sum(map(len, stages.values())), "certify", show_progress) as advance:
         for norm, make_region in make_regions.items():
-
-            def prove(
-                stage: str, rows: np.ndarray, advance: Callable[[int], None], make_region: Partial = make_region
-            ) -> dict[str, np.ndarray]:
-                batch = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
-                return _in_batches(batch, (f, make_region), (images[rows], labels[rows]), batch_size, mesh, advance)
-
+            prove = functools.partial(
+                _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
+            )
             lower, admissible = _cascade(prove, stages[norm], correct, advance)
             margin[norm] = lower.min(axis=1)
             verified[norm] = admissible & proves(lower)
     return DatasetCertificate(correct, verified, margin, method)
+
+
+def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
+    whole: tuple[Any, ...],
+    arrays: Sequence[np.ndarray],
+    arithmetic: str,
+    stage: str,
+    rows: np.ndarray,
+    advance: Callable[[int], None],
+    *,
+    batch_size: int,
+    mesh: Mesh | None,
+) -> dict[str, np.ndarray]:
+    """What one method finds on some of the examples."""
+    batch = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
+    return _in_batches(batch, whole, [array[rows] for array in arrays], batch_size, mesh, advance)
 
 
 def _cascade(
@@ -164,6 +182,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     regions: Mapping[str, MakeRegion],
     *,
     key: jax.Array,
+    radii: Mapping[str, np.ndarray] | None = None,
     steps: int = 40,
     restarts: int = 3,
     batch_size: int = 100,
@@ -178,6 +197,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       labels: `[examples]`.
       regions: as for `certify_dataset`.
       key: for random starts; each example and norm draws its own.
+      radii: as for `certify_dataset`.
       steps: of projected gradient descent, for each of two losses (cross-entropy and margin).
       restarts: for each loss.
       batch_size: examples at once.
@@ -188,17 +208,18 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       Which examples survived, in the order of the examples.
 
     Raises:
-      ValueError: if examples or labels are out of range or do not fit together, there is no region, or a batch does
-        not divide over the devices.
+      ValueError: if examples, labels or radii are out of range or do not fit together, there is no region, or a batch
+        does not divide over the devices.
     """
     images, labels = _checked(f, images, labels, regions, batch_size)
+    own = _own_radii(radii or {}, regions, images)
     _check_divides(batch_size, mesh)
     f, survived = _as_pytree(f), {}
     with _progress(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
             numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
             batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
-            whole, divided = (f, _as_pytree(make_region), norm_key), (images, labels, numbers)
+            whole, divided = (f, _as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
             survived[norm] = _in_batches(batch, whole, divided, batch_size, mesh, advance)["survived"]
     return DatasetAttack(survived)
 
@@ -234,19 +255,21 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
     make_region: MakeRegion,
     x: jax.Array,
     label: jax.Array,
-    *,
+    *radius: jax.Array,
     method: str,
     arithmetic: str,
     mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    def batch(f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-        def one(x: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return lower_margins(f, x, label, make_region(x), method, arithmetic)
+    def batch(
+        f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *radius: jax.Array
+    ) -> dict[str, jax.Array]:
+        def one(x: jax.Array, label: jax.Array, *radius: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return lower_margins(f, x, label, make_region(x, *radius), method, arithmetic)
 
-        lower, admissible = jax.vmap(one)(x, label)
+        lower, admissible = jax.vmap(one)(x, label, *radius)
         return {"lower": lower, "admissible": admissible}
 
-    return _divided(batch, mesh, 2)(f, make_region, x, label)
+    return _divided(batch, mesh, 2)(f, make_region, x, label, *radius)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "restarts", "mesh"))
@@ -257,25 +280,23 @@ def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
     x: jax.Array,
     label: jax.Array,
     number: jax.Array,
-    *,
+    *radius: jax.Array,
     steps: int,
     restarts: int,
     mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    def batch(
-        f: Model, make_region: MakeRegion, key: jax.Array, x: jax.Array, label: jax.Array, number: jax.Array
-    ) -> dict[str, jax.Array]:
-        def one(x: jax.Array, label: jax.Array, number: jax.Array) -> jax.Array:
+    def batch(f: Model, make_region: MakeRegion, key: jax.Array, *examples: jax.Array) -> dict[str, jax.Array]:
+        def one(x: jax.Array, label: jax.Array, number: jax.Array, *radius: jax.Array) -> jax.Array:
             standing, own = _predicts(f, x, label), jax.random.fold_in(key, number)
             for index, loss in enumerate(_ATTACK_LOSSES):
-                folded, region = jax.random.fold_in(own, index), make_region(x)
+                folded, region = jax.random.fold_in(own, index), make_region(x, *radius)
                 found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
                 standing &= _predicts(f, found, label)
             return standing
 
-        return {"survived": jax.vmap(one)(x, label, number)}
+        return {"survived": jax.vmap(one)(*examples)}
 
-    return _divided(batch, mesh, 3)(f, make_region, key, x, label, number)
+    return _divided(batch, mesh, 3)(f, make_region, key, x, label, number, *radius)
 
 
 def _divided(batch: Callable[..., Any], mesh: Mesh | None, whole: int) -> Callable[..., Any]:
@@ -360,3 +381,27 @@ def _checked(
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))
     return validate(images, labels, logits.shape[0], dtype)
+
+
+def _own_radii(
+    radii: Mapping[str, np.ndarray], regions: Mapping[str, MakeRegion], images: np.ndarray
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """By norm, the radii of the examples, if they have any of their own."""
+    if unknown := sorted(radii.keys() - regions.keys()):
+        raise ValueError(f"radii names {', '.join(unknown)}; regions has {', '.join(regions)}. Use the same names.")
+    own: dict[str, tuple[np.ndarray, ...]] = {norm: () for norm in regions}
+    for norm, values in radii.items():
+        values = np.asarray(values, images.dtype)
+        if values.shape not in (images.shape[:1], images.shape):
+            raise ValueError(
+                f"radii[{norm!r}] has shape {values.shape}; expected {images.shape[:1]}, a radius for each example, or "
+                f"{images.shape}, one for each pixel."
+            )
+        if not np.all((values >= 0) & np.isfinite(values)):
+            raise ValueError(f"radii[{norm!r}] must be finite and at least 0; correct it.")
+        own[norm] = (values,)
+    return own
+
+
+def _first(*arrays: np.ndarray) -> list[jax.Array]:
+    return [jnp.asarray(array[0]) for array in arrays]

@@ -84,16 +84,18 @@ class LpBall:
         if self.p == math.inf:
             # Without a box the center and the radius are exact, those of the bounding box rounded.
             box = self if self.lower is None else self.bounding_box()
-            return jnp.sum(coefficients * box.center) + jnp.sum(searches.magnitude(coefficients) * box.radius)
+            return numerics.total(coefficients * box.center) + numerics.total(
+                searches.magnitude(coefficients) * box.radius
+            )
         scaled = coefficients * self.radius
-        linear = jnp.sum(coefficients * self.center)
+        linear = numerics.total(coefficients * self.center)
         if self.lower is None:
             return linear + numerics.norm(scaled, numerics.dual(self.p))
         below, above = self._room()
         size, cap = searches.magnitude(scaled), jnp.where(scaled > 0, above, below)
         cut = searches.knapsack(size, cap) if self.p == 1 else searches.water_filling(size, cap, self.p)
         # The box alone is less by rounding only, or where the search stopped early: the maximiser is the cut ball's.
-        return linear + cut + lax.stop_gradient(jnp.minimum(jnp.sum(size * cap) - cut, 0))
+        return linear + cut + lax.stop_gradient(jnp.minimum(numerics.total(size * cap) - cut, 0))
 
     def bounding_box(self) -> Interval:
         """Return the smallest box that holds the region: center -/+ radius cut by the box."""
@@ -301,5 +303,5 @@ def _uniform_in_ball(key: Array, shape: tuple[int, ...], p: float, dtype: jnp.dt
         direction = jax.random.normal(direction_key, shape, dtype) / math.sqrt(2)
     else:
         direction = jax.random.generalized_normal(direction_key, p, shape, dtype)
-    total = jnp.sum(searches.power(jnp.abs(direction), p)) + jax.random.exponential(size_key, (), dtype)
+    total = numerics.total(searches.power(jnp.abs(direction), p)) + jax.random.exponential(size_key, (), dtype)
     return direction / jnp.power(total, 1 / p)

@@ -67,14 +67,14 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
     def newton(_: Array, mu: Array) -> Array:
         level = filled_to(mu)
         full = level >= threshold
-        filled = jnp.sum(jnp.where(full, volume, 0))
-        rising = jnp.sum(jnp.where(full, 0, power(level, q)))
+        filled = numerics.total(jnp.where(full, volume, 0))
+        rising = numerics.total(jnp.where(full, 0, power(level, q)))
         growth = jnp.clip((1 - filled) / jnp.maximum(rising, tiny), 1, huge)
         return jnp.minimum(mu * jnp.power(growth, 1 / q), huge)
 
     mu = lax.fori_loop(0, _WATER_FILLING_STEPS, newton, 1 / jnp.maximum(numerics.norm(constant, q), 1))
     t = jnp.minimum(power(filled_to(mu), q - 1), cap)
-    return largest * ((1 - jnp.sum(power(t, p))) / (mu * p) + jnp.sum(size * t))
+    return largest * ((1 - numerics.total(power(t, p))) / (mu * p) + numerics.total(size * t))
 
 
 @jax.jit
@@ -89,7 +89,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
 
     def load(lam: Array) -> Array:
-        return jnp.sum(jnp.where(constant > lam, limit, 0))
+        return numerics.total(jnp.where(constant > lam, limit, 0))
 
     def overfull(lam: Array) -> Array:
         return load(lam) > 1
@@ -98,10 +98,10 @@ def knapsack(size: Array, cap: Array) -> Array:
     high = jnp.where(overfull(jnp.zeros_like(low)), high, 0)
     critical = (constant > low) & (constant <= high)
     weight = jnp.where(critical, limit, 0)
-    lam = jnp.sum(size * weight / positive(jnp.sum(weight)))
-    taken = jnp.sum(jnp.where(constant > high, cap * (size - lam), 0))
+    lam = numerics.total(size * weight / positive(numerics.total(weight)))
+    taken = numerics.total(jnp.where(constant > high, cap * (size - lam), 0))
     # Sizes in the bracket differ by less than its width; counting them keeps the bound sound to the last digit.
-    remainder = lax.stop_gradient(jnp.sum(jnp.where(critical, cap * jnp.maximum(size - lam, 0), 0)))
+    remainder = lax.stop_gradient(numerics.total(jnp.where(critical, cap * jnp.maximum(size - lam, 0), 0)))
     return largest * (lam + taken + remainder)
 
 
@@ -116,7 +116,7 @@ def shrink_into_ball(distance: Array, cap: Array, radius: Array, p: float) -> Ar
         return jnp.minimum(_shrink(distance, nu * weight, p), cap)
 
     def outside(nu: Array) -> Array:
-        return jnp.sum(power(at(nu), p)) > 1
+        return numerics.total(power(at(nu), p)) > 1
 
     def bisected() -> Array:
         return _bisect(outside, numerics.norm(distance / weight, numerics.dual(p)))[1]
@@ -142,9 +142,9 @@ def _secular_root(distance: Array, cap: Array, weight: Array) -> Array:
     def newton(_: Array, nu: Array) -> Array:
         t = distance / (1 + nu * weight)
         free = t < cap
-        room = jnp.sqrt(jnp.maximum(1 - jnp.sum(jnp.where(free, 0, cap**2)), tiny))
-        square = jnp.sum(jnp.where(free, t**2, 0))
-        slope = jnp.sum(jnp.where(free, t**2 * weight / (1 + nu * weight), 0))
+        room = jnp.sqrt(jnp.maximum(1 - numerics.total(jnp.where(free, 0, cap**2)), tiny))
+        square = numerics.total(jnp.where(free, t**2, 0))
+        slope = numerics.total(jnp.where(free, t**2 * weight / (1 + nu * weight), 0))
         return jnp.maximum(nu + (jnp.sqrt(square) / room - 1) * square / jnp.maximum(slope, tiny), 0)
 
     start = jnp.maximum(numerics.norm(distance, 2.0) - 1, 0)

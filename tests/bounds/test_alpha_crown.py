@@ -49,15 +49,41 @@ def test_lower_bounds_alone_are_as_good_and_leave_the_upper_ones_to_crown():
     assert jnp.any(both.upper < plain.upper)
 
 
-def test_too_many_slopes_are_reported_and_left_to_crown(monkeypatch, caplog):
-    f, region = networks.random_mlp(3), cj.linf_ball(X, 0.2)
+def test_too_many_slopes_are_reported_and_shared_or_left_to_crown(monkeypatch, caplog):
+    f, region = networks.random_mlp(3), cj.l2_ball(X, 0.5, within=(0.0, 1.0))
     fixed = _bounds(cj.alpha_crown(f, 10, intermediate="crown"), region)
-    monkeypatch.setattr(MODULE, "_MAX_INNER_SLOPES", 127)
+    free = _bounds(cj.alpha_crown(f, 10), region)
+    monkeypatch.setattr(MODULE, "_MAX_INNER_SLOPES", 100)
     with caplog.at_level(logging.INFO):
-        # Its second layer has 8 neurons of two sides, with 8 slopes each.
-        few = _bounds(cj.alpha_crown(f, 10), region)
-    assert "128 slopes of inner neurons are more than 127" in caplog.text
-    np.testing.assert_array_equal(few.lower, fixed.lower)
+        shared = _bounds(cj.alpha_crown(f, 10), region)
+        left = _bounds(cj.alpha_crown(f, 10, share=False), region)
+    # The second layer has 8 neurons of two sides, with 8 slopes each.
+    assert "128 slopes of inner neurons are more than 100; those of 1 layers share theirs" in caplog.text
+    assert "128 slopes of inner neurons are more than 100; inner bounds are CROWN's" in caplog.text
+    np.testing.assert_array_equal(left.lower, fixed.lower)
+    points = jax.vmap(f)(jax.vmap(region.sample)(jax.random.split(jax.random.key(0), 1000)))
+    assert jnp.all((shared.lower <= points.min(0)) & (points.max(0) <= shared.upper))
+    # Between the two, up to what ten steps leave open.
+    widths = [float(jnp.sum(bounds.upper - bounds.lower)) for bounds in (free, shared, fixed)]
+    assert widths[0] <= 1.02 * widths[1]
+    assert widths[1] < widths[2]
+
+
+def test_the_layers_with_the_most_slopes_share_them(monkeypatch, caplog):
+    def f(x):
+        for width in (4, 4, 8):
+            x = jax.nn.relu(jnp.ones((width, len(x))) @ x - 0.5 * jnp.sum(x))
+        return x
+
+    # The second layer has 4 neurons of two sides with 4 slopes each, the third one 8 with 8.
+    expected = {160: 0, 159: 1, 32: 1, 31: 2}
+    for budget, layers in expected.items():
+        monkeypatch.setattr(MODULE, "_MAX_INNER_SLOPES", budget)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            cj.alpha_crown(f, 1)(cj.linf_ball(X, 0.2))
+        assert caplog.text.count("share theirs") == (layers > 0)
+        assert f"those of {layers} layers" in caplog.text or not layers
 
 
 def test_intermediate_bounds_can_be_passed_in():

@@ -53,6 +53,56 @@ def test_attacks_draw_the_same_numbers_however_they_are_divided():
     assert 0 < whole.union.sum() < len(IMAGES)
 
 
+RADII = np.linspace(0.0, 0.2, len(IMAGES), dtype=np.float32)
+WITH_RADII = {"linf": REGIONS["linf"], "l2": lambda x, eps: cj.l2_ball(x, eps, within=(0.0, 1.0))}
+
+
+@pytest.mark.parametrize("method", ["crown", "best"])
+def test_examples_may_have_radii_of_their_own(method):
+    options = {"method": method, "batch_size": 8}
+    result = cj.certify_dataset(F, IMAGES, LABELS, WITH_RADII, radii={"l2": RADII}, **options)
+    one = jax.jit(lambda x, y, eps: cj.certify(F, x, y, WITH_RADII["l2"](x, eps), method).verified)
+    single = [one(x, y, eps) for x, y, eps in zip(IMAGES, LABELS, RADII, strict=True)]
+    np.testing.assert_array_equal(result.verified["l2"], single)
+    assert 0 < np.sum(single) < 18
+    plain = cj.certify_dataset(F, IMAGES, LABELS, {"linf": REGIONS["linf"]}, **options)
+    np.testing.assert_array_equal(result.verified["linf"], plain.verified["linf"])
+
+
+def test_radii_per_pixel_and_devices():
+    per_pixel = np.stack([RADII, np.zeros_like(RADII)], axis=1)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    arguments = (F, IMAGES, LABELS, {"l2": WITH_RADII["l2"]})
+    whole, pixel, divided = (
+        cj.certify_dataset(*arguments, radii={"l2": radii}, batch_size=16, **options)
+        for radii, options in ((RADII, {}), (per_pixel, {}), (per_pixel, {"mesh": mesh}))
+    )
+    # The second pixel stands still.
+    assert np.all(pixel.margin["l2"][3:] >= whole.margin["l2"][3:] - 1e-5)
+    assert pixel.margin["l2"].sum() > whole.margin["l2"].sum() + 0.1
+    np.testing.assert_array_equal(divided.verified["l2"], pixel.verified["l2"])
+    key = jax.random.key(0)
+    survived = cj.attack_dataset(*arguments, radii={"l2": per_pixel}, key=key, steps=5).survived["l2"]
+    assert np.all(survived >= pixel.verified["l2"])
+    assert survived.sum() < 18
+
+
+@pytest.mark.parametrize(
+    ("radii", "message"),
+    [
+        ({"l1": RADII}, "radii names l1; regions has linf, l2"),
+        ({"l2": RADII[1:]}, r"shape \(20,\); expected \(21,\).* or \(21, 2\)"),
+        ({"l2": -RADII}, "finite and at least 0"),
+        ({"l2": RADII + np.inf}, "finite and at least 0"),
+    ],
+)
+def test_bad_radii_are_refused(radii, message):
+    with pytest.raises(ValueError, match=message):
+        cj.certify_dataset(F, IMAGES, LABELS, WITH_RADII, radii=radii)
+    with pytest.raises(ValueError, match=message):
+        cj.attack_dataset(F, IMAGES, LABELS, WITH_RADII, radii=radii, key=jax.random.key(0))
+
+
 def test_a_batch_that_does_not_divide_over_the_mesh_is_refused():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     for function, options in ((cj.certify_dataset, {}), (cj.attack_dataset, {"key": jax.random.key(0)})):
