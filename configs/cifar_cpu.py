@@ -12,7 +12,7 @@ from cure_jax import data
 from cure_jax.training.config import Config
 
 _LOSSES = Losses(linf=small_box(0.1), l2=lipschitz(0.3), l2_alone=lipschitz(0.3))
-_FINETUNING = Finetuning(epochs=8, milestones=(5, 7), ramp_end=3.0, alignment=0.5)
+_FINETUNING = Finetuning(epochs=6, milestones=(4, 5), ramp_end=2.0, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
@@ -21,7 +21,7 @@ def get_config(method: str = "scratch") -> Config:
     mean, std = data.normalization("cifar10")
     config.setting = "cifar_cpu"
     config.model = {"name": "conv_small", "options": {"mean": mean, "std": std}}
-    config.epochs, config.milestones, config.ramp_end = 40, (30, 36), 16.0
+    config.epochs, config.milestones, config.ramp_end = 24, (18, 22), 10.0
     config.learning_rate = 1e-3
     config.batch_size = 128
     config.alignment.weight = 0.5
