@@ -80,8 +80,9 @@ def main() -> None:
         mesh=mesh,
     )
     radii, reported = dict(config.radii), dict(config.reported)
-    certificate = prove(training.make_regions({**radii, **reported}))
-    attacked = attack(training.make_regions({**radii, **reported}))
+    regions = training.make_regions({**radii, **reported})
+    attacked = attack(regions)
+    certificate = prove(regions, attack=attacked)
     seconds = time.monotonic() - start
     curves = {
         norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
@@ -164,9 +165,10 @@ def _curve(
     standing = [_share(certificate.correct), _share(survived)]
     for factor in map(float, _CURVE.value):
         region = training.make_regions({norm: factor * eps})
+        attacked = attack(region)
         radii.append(factor * eps)
-        certified.append(_share(prove(region).verified[norm]))
-        standing.append(_share(attack(region).survived[norm]))
+        certified.append(_share(prove(region, attack=attacked).verified[norm]))
+        standing.append(_share(attacked.survived[norm]))
     order = np.argsort(radii)
     return tuple([float(values[i]) for i in order] for values in (radii, certified, standing))  # pyright: ignore
 

@@ -73,6 +73,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     regions: Mapping[str, MakeRegion],
     *,
     radii: Mapping[str, np.ndarray] | None = None,
+    attack: DatasetAttack | None = None,
     method: str = "crown",
     arithmetic: str = "float32",
     batch_size: int = 100,
@@ -91,6 +92,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       radii: by norm, radii of the examples themselves, in pixel units: `[examples]` or, for a radius per pixel,
         `[examples, *x]`. The region of such a norm is made of an example and its radius,
         `{"l2": lambda x, eps: l2_ball(x, eps, (0.0, 1.0))}`, those of other norms of the example alone.
+      attack: of the same examples and regions, from `attack_dataset`. "best" tries only its cheapest method on what was
+        broken: the others would take their time for nothing.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
         keeps the tightest bound of each margin.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
@@ -111,8 +114,9 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       As `certify`, for each example; in float64 rounding errors are 5e8 times smaller, but not accounted for.
     """
     if arithmetic == "float64":
-        options = {"method": method, "batch_size": batch_size, "mesh": mesh, "show_progress": show_progress}
-        return in_float64(functools.partial(certify_dataset, **options))(f, images, labels, regions, radii=radii)
+        options = {"attack": attack, "method": method, "batch_size": batch_size, "mesh": mesh}
+        in_float32 = functools.partial(certify_dataset, **options, show_progress=show_progress)
+        return in_float64(in_float32)(f, images, labels, regions, radii=radii)
     bound_method(method, arithmetic)
     images, labels = _checked(f, images, labels, regions, batch_size)
     own = _own_radii(radii or {}, regions, images)
@@ -123,13 +127,14 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         norm: cheap_to_tight(make_region(*_first(images, *own[norm])), arithmetic) if method == "best" else (method,)
         for norm, make_region in make_regions.items()
     }
+    hopeful = {norm: correct & (True if attack is None else attack.survived[norm]) for norm in regions}
     verified, margin = {}, {}
     with _progress(len(images) * sum(map(len, stages.values())), "certify", show_progress) as advance:
         for norm, make_region in make_regions.items():
             prove = functools.partial(
                 _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
             )
-            lower, admissible = _cascade(prove, stages[norm], correct, advance)
+            lower, admissible = _cascade(prove, stages[norm], hopeful[norm], advance)
             margin[norm] = lower.min(axis=1)
             verified[norm] = admissible & proves(lower)
     return DatasetCertificate(correct, verified, margin, method)
@@ -154,20 +159,20 @@ def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
 def _cascade(
     prove: Callable[[str, np.ndarray, Callable[[int], None]], dict[str, np.ndarray]],
     stages: Sequence[str],
-    correct: np.ndarray,
+    hopeful: np.ndarray,
     advance: Callable[[int], None],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best lower bounds of all margins, each method tried on what those before it left undecided.
+    """The best lower bounds of all margins, each method tried on the hopeful examples that the others left undecided.
 
     Returns:
       Lower bounds `[examples, others]`, and whether anything can be proved, `[examples]`.
     """
-    undecided = np.arange(len(correct))
+    undecided = np.arange(len(hopeful))
     first = prove(stages[0], undecided, advance)
     lower, admissible = first["lower"], first["admissible"]
     for stage in stages[1:]:
-        undecided = np.flatnonzero(correct & admissible & ~proves(lower))
-        advance(len(correct) - len(undecided))
+        undecided = np.flatnonzero(hopeful & admissible & ~proves(lower))
+        advance(len(hopeful) - len(undecided))
         if len(undecided):
             found = prove(stage, undecided, advance)["lower"]
             # A bound that is not a number is none.

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 import cure_jax as cj
+from cure_jax.certification import dataset
 from cure_jax.training.config import norm_exponent
 from tests import networks
 
@@ -51,6 +52,28 @@ def test_attacks_draw_the_same_numbers_however_they_are_divided():
     for norm in REGIONS:
         np.testing.assert_array_equal(divided.survived[norm], whole.survived[norm])
     assert 0 < whole.union.sum() < len(IMAGES)
+
+
+def test_what_an_attack_broke_is_only_tried_cheaply(monkeypatch):
+    tried, bounded = [], dataset._bounded
+
+    def spy(*args, method, **options):
+        tried.append(method)
+        return bounded(*args, method=method, **options)
+
+    monkeypatch.setattr(dataset, "_bounded", spy)
+    regions = {"l2": lambda x: cj.l2_ball(x, 0.3, within=(0.0, 1.0))}
+    options = {"method": "best", "batch_size": 1}
+    without = cj.certify_dataset(F, IMAGES, LABELS, regions, **options)
+    all_tried = list(tried)
+    tried.clear()
+    attack = cj.attack_dataset(F, IMAGES, LABELS, regions, key=jax.random.key(0))
+    with_attack = cj.certify_dataset(F, IMAGES, LABELS, regions, attack=attack, **options)
+    np.testing.assert_array_equal(with_attack.verified["l2"], without.verified["l2"])
+    broken = without.correct.sum() - attack.survived["l2"].sum()
+    assert broken > 0
+    for stage in set(all_tried):
+        assert all_tried.count(stage) - tried.count(stage) == (0 if stage == "ibp" else broken)
 
 
 RADII = np.linspace(0.0, 0.2, len(IMAGES), dtype=np.float32)
