@@ -193,7 +193,16 @@ def _quickly_compiled(function: Callable, *args: Any) -> Callable:
     return jax.jit(function).lower(*args).compile({"xla_backend_optimization_level": 0})
 
 
-_SETTINGS = ("mnist_small", "mnist_large", "cifar10_small", "cifar10_large", "tinyimagenet", "mnist_cpu", "cifar_cpu")
+_SETTINGS = (
+    "mnist_small",
+    "mnist_large",
+    "cifar10_small",
+    "cifar10_large",
+    "tinyimagenet",
+    "mnist_cpu",
+    "cifar_cpu",
+    "mnist_three_norms",
+)
 
 
 def _setting(name: str, method: str) -> ml_collections.ConfigDict:
