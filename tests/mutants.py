@@ -58,7 +58,7 @@ def unstable_neurons_treated_as_stable(patch: pytest.MonkeyPatch) -> None:
 
 
 def l2_ball_with_the_dual_exponent_of_l1(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ball, "numerics", types.SimpleNamespace(norm=numerics.norm, dual=lambda p: math.inf))
+    patch.setattr(ball, "numerics", types.SimpleNamespace(**(vars(numerics) | {"dual": lambda p: math.inf})))
 
 
 def first_layer_with_the_wrong_dual_exponent(patch: pytest.MonkeyPatch) -> None:
@@ -127,6 +127,16 @@ def norms_that_are_estimates(patch: pytest.MonkeyPatch) -> None:
     """From below, as those of a power iteration are."""
     right = spectral._explicit_norm
     patch.setattr(spectral, "_explicit_norm", lambda *block: 0.98 * right(*block))
+
+
+def ends_of_a_neuron_confused(patch: pytest.MonkeyPatch) -> None:
+    right = linear.bound_sides
+
+    def wrong(*args) -> Interval:
+        ends = right(*args)
+        return Interval(jnp.where(jnp.isfinite(ends.lower), ends.lower, ends.upper), jnp.full_like(ends.upper, jnp.inf))
+
+    patch.setattr(linear, "bound_sides", wrong)
 
 
 def last_layer_with_upper_for_lower(patch: pytest.MonkeyPatch) -> None:

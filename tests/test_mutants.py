@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from tests import mutants, test_regions
+from tests import mutants
 from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral
 from tests.certification import test_certificate
+from tests.regions import test_ball
 from tests.rules import test_rules
 
 LINES = test_rules.test_intervals_and_lines_hold_every_value
-SUPPORT = test_regions.test_no_point_of_the_region_exceeds_the_support
+SUPPORT = test_ball.test_no_point_of_the_region_exceeds_the_support
 WINDOWS = test_coefficients.test_windows_are_dense_coefficients
 GRID = test_soundness.test_bounds_hold_on_a_grid
 
@@ -28,6 +29,7 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.first_layer_with_the_wrong_dual_exponent: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown_ibp", math.inf, "mlp"),
+    mutants.ends_of_a_neuron_confused: functools.partial(GRID, "crown", math.inf, "mlp"),
     mutants.offsets_forgotten: functools.partial(test_soundness.test_linear_maps_are_exact, "crown", math.inf),
     mutants.windows_that_reach_into_the_padding: functools.partial(WINDOWS, "two"),
     mutants.windows_one_pixel_off: functools.partial(WINDOWS, "two"),
