@@ -1,4 +1,4 @@
-"""Arithmetic that everything else stands on: a convolution with a well-laid-out gradient, safe norms, collectives.
+"""Arithmetic that everything else stands on: a well-laid-out convolution, sums, safe norms, collectives.
 
 The convolution. `jax.lax.conv_general_dilated` differentiates into convolutions with permuted dimension numbers. XLA's
 CPU backend runs those on one core, and inside `scan` and `fori_loop` with a naive kernel. For images x, kernel w,
