@@ -182,11 +182,10 @@ def _refined(
     """
     rule = rules.lookup(equation)
     assert isinstance(rule, rules.Nonlinear)
+    relaxations, intervals, intercepts = inside.relaxations, inside.intervals, inside.intercepts
     if rule.undecided is None:
         return [
-            interval.intersect(
-                linear.bound_node(graph, node, region, inside.relaxations, inside.intervals, None, inside.intercepts)
-            )
+            interval.intersect(linear.bound_node(graph, node, region, relaxations, intervals, intercepts))
             for node, interval in zip(equation.bounded, operands, strict=True)
         ]
     nearer = [interval.lower + interval.upper < 0 for interval in operands]
@@ -194,9 +193,7 @@ def _refined(
         selected = rule.undecided(equation, operands)
         operands = [
             interval.intersect(
-                linear.bound_sides(
-                    graph, node, region, inside.relaxations, inside.intervals, above, wanted, inside.intercepts
-                )
+                linear.bound_sides(graph, node, region, relaxations, intervals, above, wanted, intercepts)
             )
             for node, interval, above, wanted in zip(equation.bounded, operands, sides, selected, strict=True)
         ]

@@ -193,16 +193,15 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
     return region.support(-forms.dense(coefficients, node.shape))
 
 
-def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
+def bound_node(
     graph: Graph,
     target: Node,
     region: Region,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
-    selected: jax.Array | None = None,
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> Interval:
-    """Bounds entries of a node by back-substitution, from both sides.
+    """Bounds a node by back-substitution, from both sides.
 
     Args:
       graph: the network.
@@ -210,19 +209,17 @@ def bound_node(  # noqa: PLR0913  (the last two are for CROWN's own use of it)
       region: the set of inputs.
       relaxations: as for `backsubstitute`.
       intervals: as for `concretize`.
-      selected: `[*target]`, which entries are wanted; None for all.
       intercepts: as for `backsubstitute`.
 
     Returns:
-      Lower and upper `[*target]`, infinite for entries that are not wanted.
+      Lower and upper `[*target]`.
     """
     signs = jnp.stack([jnp.ones(target.shape, target.dtype), jnp.full(target.shape, -1, target.dtype)])
-    wanted = None if selected is None else jnp.stack([selected, selected])
-    lower, negative_upper = _least(graph, target, region, relaxations, intervals, signs, wanted, intercepts)
+    lower, negative_upper = _least(graph, target, region, relaxations, intervals, signs, None, intercepts)
     return Interval(lower, -negative_upper).without_nan()
 
 
-def bound_sides(  # noqa: PLR0913  (as above)
+def bound_sides(  # noqa: PLR0913  (what a bound depends on)
     graph: Graph,
     target: Node,
     region: Region,
@@ -232,7 +229,21 @@ def bound_sides(  # noqa: PLR0913  (as above)
     selected: jax.Array,
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,
 ) -> Interval:
-    """As `bound_node`, but each entry from one side, above where `above`, `[*target]`, or below; the other is open."""
+    """As `bound_node`, some entries of a node and each from one side.
+
+    Args:
+      graph: as for `bound_node`, and so are the next four.
+      target: the node.
+      region: the set of inputs.
+      relaxations: as for `backsubstitute`.
+      intervals: as for `concretize`.
+      above: `[*target]`, from which side.
+      selected: `[*target]`, which entries are wanted.
+      intercepts: as for `backsubstitute`.
+
+    Returns:
+      Lower or upper ends `[*target]`; all others are infinite.
+    """
     signs = jnp.where(above, -1, 1).astype(target.dtype)
     least = _least(graph, target, region, relaxations, intervals, signs, selected, intercepts)
     lower, upper = jnp.where(above, -jnp.inf, least), jnp.where(above, -least, jnp.inf)
