@@ -12,17 +12,16 @@ Source of the setting: Croce & Hein, "Provable Robustness against all Adversaria
 """
 
 from configs import mnist_cpu
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from configs.methods import Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 _LOSSES = Losses(linf=small_box(0.4), l2=lipschitz(1.25), l2_alone=lipschitz(1.25))
-_FINETUNING = Finetuning(epochs=3, milestones=(2,), ramp_end=1.0, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
     """The config of one method, see `configs.methods`."""
-    config = mnist_cpu.get_config("scratch")
+    config = mnist_cpu.base()
     config.setting = "mnist_three_norms"
     config.radii = {"linf": 0.1, "l2": 0.3, "l1": 1.0}
     config.reported = {}
-    return with_method(config, method, _LOSSES, _FINETUNING)
+    return with_method(config, method, _LOSSES, mnist_cpu.FINETUNING)

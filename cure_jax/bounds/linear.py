@@ -39,7 +39,8 @@ __all__ = [
     "pull_affine",
 ]
 
-# Objectives are processed in chunks of at most this many coefficients on the widest window or node, for one example.
+# Objectives are processed in chunks: of at most this many coefficients on the widest window or node, for one example,
+# and of a share of all objectives: with 128 shares, not 32, CROWN took 13 % less time on a CPU, whose cache holds them.
 _CHUNK_COEFFICIENTS = 2**22
 _LEAST_CHUNK, _CHUNKS = 16, 128
 

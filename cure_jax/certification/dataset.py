@@ -115,8 +115,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     """
     if arithmetic == "float64":
         options = {"attack": attack, "method": method, "batch_size": batch_size, "mesh": mesh}
-        in_float32 = functools.partial(certify_dataset, **options, show_progress=show_progress)
-        return in_float64(in_float32)(f, images, labels, regions, radii=radii)
+        certify_wide = in_float64(functools.partial(certify_dataset, **options, show_progress=show_progress))
+        return certify_wide(f, images, labels, regions, radii=radii)
     bound_method(method, arithmetic)
     images, labels = _checked(f, images, labels, regions, batch_size)
     own = _own_radii(radii or {}, regions, images)
