@@ -32,7 +32,11 @@ from launch import common, processes, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
-_METHOD = flags.DEFINE_string("method", "crown", f"How to bound: {', '.join(METHODS)}.")
+_METHOD = flags.DEFINE_list(
+    "method",
+    ["crown"],
+    f"How to bound: one of {', '.join(METHODS)}, or several, each for what those before it leave open.",
+)
 _ARITHMETIC = flags.DEFINE_enum(
     "arithmetic", "float32", ["float32", "float64", "outward"], "How bounds are rounded; outward: proven, on CPU."
 )
@@ -48,7 +52,8 @@ def main() -> None:
     is_first = processes.join()
     config, workdir = _CONFIG.value, as_path(str(_WORKDIR.value))
     arithmetic = _ARITHMETIC.value
-    bound_method(_METHOD.value, arithmetic if arithmetic == "outward" else "float32")
+    method = _METHOD.value[0] if len(_METHOD.value) == 1 else tuple(_METHOD.value)
+    bound_method(method, arithmetic if arithmetic == "outward" else "float32")
     if _NUM_EXAMPLES.value < 1:
         raise ValueError(f"num_examples is {_NUM_EXAMPLES.value}; expected at least 1. Leave it out for 1000.")
     split = common.load_split(config, _SPLIT.value)
@@ -63,7 +68,7 @@ def main() -> None:
         fitted.classifier,
         images,
         labels,
-        method=_METHOD.value,
+        method=method,
         arithmetic=arithmetic,
         batch_size=batch_size,
         mesh=mesh,
@@ -107,7 +112,7 @@ def main() -> None:
         "seconds": round(seconds, 2),
         "radii": radii,
         "reported_radii": reported,
-        "method": _METHOD.value,
+        "method": certificate.method,
         "step": int(fitted.state.step),
         "arithmetic": arithmetic,
         "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)) if on_disk else None,

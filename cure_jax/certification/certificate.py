@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def certify(
     x: Float[ArrayLike, "*x"],
     label: Int[ArrayLike, ""] | int,
     region: Region,
-    method: str = "crown",
+    method: str | Sequence[str] = "crown",
     *,
     arithmetic: str = "float32",
 ) -> Certificate:
@@ -63,8 +63,8 @@ def certify(
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
       method: "ibp", "crown_ibp", "crown", "alpha_crown", "alpha_crown_shared" (from cheap to tight); for balls of
-        small p also "lipschitz", "box_ball", "sdp_crown"; or "best": for each margin the tightest of those that suit
-        the region.
+        small p also "lipschitz", "box_ball", "sdp_crown"; a tuple of names: for each margin the tightest of these; or
+        "best": of those that suit the region.
       arithmetic: "float32", or "outward": bounds that account for the rounding of their own computation, for "ibp",
         "crown_ibp", "crown" and the "best" of these, on CPU. (`certify_dataset` has "float64" as well; around `certify`
         put `cure_jax.bounds.in_float64`.)
@@ -106,7 +106,7 @@ def lower_margins(
     x: Float[ArrayLike, "*x"],
     label: Int[ArrayLike, "..."] | int,
     region: Region,
-    method: str,
+    method: str | Sequence[str],
     arithmetic: str = "float32",
 ) -> tuple[Float[Array, " others"], Bool[Array, ""]]:
     """What a certificate is made of: lower bounds of the margins, and whether anything can be proved at all.
@@ -137,7 +137,7 @@ def certify_union(
     x: Float[ArrayLike, "*x"],
     label: Int[ArrayLike, ""] | int,
     regions: Mapping[str, Region],
-    method: str = "crown",
+    method: str | Sequence[str] = "crown",
     *,
     arithmetic: str = "float32",
 ) -> UnionCertificate:

@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 from cure_jax import attacks, distributed
 from cure_jax.bounds import in_float64
 from cure_jax.certification.certificate import lower_margins, proves
-from cure_jax.certification.methods import bound_method, cheap_to_tight
+from cure_jax.certification.methods import bound_method, tried
 from cure_jax.progress import progress
 from cure_jax.regions import Region
 from cure_jax.validation import validate
@@ -36,7 +36,7 @@ class DatasetCertificate:
       correct: `[examples]`, the prediction at the example itself is right.
       verified: by norm, `[examples]`.
       margin: by norm, `[examples]`, least proved lower bound of the margins.
-      method: what proved them.
+      method: what proved them; several names with commas between them.
     """
 
     correct: np.ndarray
@@ -74,7 +74,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     *,
     radii: Mapping[str, np.ndarray] | None = None,
     attack: DatasetAttack | None = None,
-    method: str = "crown",
+    method: str | Sequence[str] = "crown",
     arithmetic: str = "float32",
     batch_size: int = 100,
     mesh: Mesh | None = None,
@@ -92,10 +92,10 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       radii: by norm, radii of the examples themselves, in pixel units: `[examples]` or, for a radius per pixel,
         `[examples, *x]`. The region of such a norm is made of an example and its radius,
         `{"l2": lambda x, eps: l2_ball(x, eps, (0.0, 1.0))}`, those of other norms of the example alone.
-      attack: of the same examples and regions, from `attack_dataset`. "best" tries only its cheapest method on what was
-        broken: the others would take their time for nothing.
+      attack: of the same examples and regions, from `attack_dataset`. Of several methods, or "best", only the first is
+        tried on what was broken: the others would take their time for nothing.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
-        keeps the tightest bound of each margin.
+        keeps the tightest bound of each margin; so do several names, in the order in which they are given.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
         method (`cure_jax.bounds.in_float64`).
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
@@ -124,7 +124,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     f, make_regions = _as_pytree(f), {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
     correct = _in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
     stages = {
-        norm: cheap_to_tight(make_region(*_first(images, *own[norm])), arithmetic) if method == "best" else (method,)
+        norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
         for norm, make_region in make_regions.items()
     }
     hopeful = {norm: correct & (True if attack is None else attack.survived[norm]) for norm in regions}
@@ -137,7 +137,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
             lower, admissible = _cascade(prove, stages[norm], hopeful[norm], advance)
             margin[norm] = lower.min(axis=1)
             verified[norm] = admissible & proves(lower)
-    return DatasetCertificate(correct, verified, margin, method)
+    return DatasetCertificate(correct, verified, margin, method if isinstance(method, str) else ",".join(method))
 
 
 def _proved(  # noqa: PLR0913  (one argument for each thing that varies)

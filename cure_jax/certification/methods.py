@@ -1,8 +1,8 @@
-"""The methods that prove, by name, and which of them `best` uses on which regions."""
+"""The methods that prove, by name, several of them as one, and which `best` uses on which regions."""
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -10,7 +10,7 @@ from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_cr
 from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight"]
+__all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight", "tried"]
 
 # Of a network; some have options.
 Bound = Callable[..., Callable[[Region], Interval]]
@@ -34,11 +34,20 @@ def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ..
     return ("ibp", "lipschitz", "box_ball", "crown_ibp", "sdp_crown", "crown", last)
 
 
-def _best(f: Callable[[jax.Array], jax.Array], arithmetic: str = "float32") -> Callable[[Region], Interval]:
-    """For each output the tightest of all methods that are worth trying."""
+def tried(method: str | Sequence[str], region: Region, arithmetic: str = "float32") -> tuple[str, ...]:
+    """The methods to try on a region, in this order: those of "best", or those that are named."""
+    if method == "best":
+        return cheap_to_tight(region, arithmetic)
+    return (method,) if isinstance(method, str) else tuple(method)
+
+
+def _tightest(
+    f: Callable[[jax.Array], jax.Array], method: str | Sequence[str] = "best", arithmetic: str = "float32"
+) -> Callable[[Region], Interval]:
+    """For each output the tightest of several methods."""
 
     def bounds(region: Region) -> Interval:
-        names = cheap_to_tight(region, arithmetic)
+        names = tried(method, region, arithmetic)
         return functools.reduce(Interval.intersect, [bound_method(name, arithmetic)(f)(region) for name in names])
 
     return bounds
@@ -55,28 +64,31 @@ METHODS: Mapping[str, Bound] = {
     "lipschitz": lipschitz,
     "box_ball": box_ball,
     "sdp_crown": functools.partial(sdp_crown, lower_only=True),
-    "best": _best,
+    "best": _tightest,
 }
 
 
-def bound_method(method: str, arithmetic: str = "float32") -> Bound:
-    """The bound transformation of that name.
+def bound_method(method: str | Sequence[str], arithmetic: str = "float32") -> Bound:
+    """The bound transformation of that name, or the tightest of several.
 
     Args:
-      method: a name in `METHODS`.
+      method: a name in `METHODS`, or several.
       arithmetic: "float32", or "outward" for one that accounts for its own rounding.
 
     Raises:
       ValueError: if there is none, or none in that arithmetic.
     """
-    if method not in METHODS:
-        raise ValueError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}. Choose one of these.")
     check_arithmetic(arithmetic)
-    if arithmetic == "float32":
-        return METHODS[method]
-    if method not in (*OUTWARD, "best"):
+    names = (method,) if isinstance(method, str) else tuple(method)
+    for name in names or ("",):
+        if name not in METHODS:
+            raise ValueError(f"Unknown method {name!r}; expected one of {', '.join(METHODS)}. Choose one of these.")
+    if arithmetic == "outward" and not {*names} <= {*OUTWARD, "best"}:
         raise ValueError(
             f"The rounding of method {method!r} is not bounded; with arithmetic={arithmetic!r} choose one of "
             f"{', '.join((*OUTWARD, 'best'))}, or leave arithmetic out."
         )
-    return functools.partial(METHODS[method], arithmetic=arithmetic)
+    options = {} if arithmetic == "float32" else {"arithmetic": arithmetic}
+    if isinstance(method, str):
+        return functools.partial(METHODS[method], **options)
+    return functools.partial(_tightest, method=names, **options)

@@ -118,12 +118,18 @@ def test_the_best_method_is_no_looser_than_any():
     region = cj.l2_ball(x, 0.2, within=(0.0, 1.0))
     margins = jax.jit(lambda x: {method: cj.certify(f, x, 0, region, method).margin for method in METHODS})(x)
     assert all(margins["best"] >= margin - 1e-6 for margin in margins.values())
+    both = jax.jit(lambda x: cj.certify(f, x, 0, region, ("ibp", "lipschitz")).margin)(x)
+    assert margins["ibp"] - 1e-6 <= both <= margins["best"] + 1e-6
+    assert both >= margins["lipschitz"] - 1e-6
 
 
 def test_bad_arguments_are_refused():
     x = jnp.array([0.8, 0.3])
     with pytest.raises(ValueError, match=r"Unknown method 'crwn'; expected one of ibp, crown_ibp, crown"):
         cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1), "crwn")
+    for methods in (("ibp", "crwn"), ()):
+        with pytest.raises(ValueError, match="Unknown method"):
+            cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1), methods)
     with pytest.raises(ValueError, match="same shape"):
         cj.certify(lambda x: x, jnp.zeros(3), 0, cj.linf_ball(x, 0.1))
     with pytest.raises(ValueError, match="no regions"):

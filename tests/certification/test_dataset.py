@@ -22,7 +22,7 @@ LABELS = np.array(jnp.argmax(jax.vmap(F)(IMAGES), axis=1))
 LABELS[:3] = (LABELS[:3] + 1) % 3
 
 
-@pytest.mark.parametrize("method", ["crown", "best"])
+@pytest.mark.parametrize("method", ["crown", "best", ("ibp", "lipschitz")])
 def test_verdicts_are_those_of_single_examples(method):
     result = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method=method, batch_size=8)
     for norm, make_region in REGIONS.items():
@@ -33,6 +33,25 @@ def test_verdicts_are_those_of_single_examples(method):
     assert result.correct[3:].all()
     np.testing.assert_array_equal(result.union, result.verified["linf"] & result.verified["l2"])
     assert 0 < result.union.sum() < len(IMAGES)
+
+
+def test_several_methods_are_tried_in_their_order(monkeypatch):
+    tried, bounded = [], dataset._bounded
+
+    def spy(*args, method, **options):
+        tried.append(method)
+        return bounded(*args, method=method, **options)
+
+    monkeypatch.setattr(dataset, "_bounded", spy)
+    regions = {"l2": REGIONS["l2"]}
+    first = cj.certify_dataset(F, IMAGES, LABELS, regions, method="crown_ibp", batch_size=1)
+    tried.clear()
+    both = cj.certify_dataset(F, IMAGES, LABELS, regions, method=("crown_ibp", "ibp"), batch_size=1)
+    left = first.correct & ~first.verified["l2"]
+    assert tried == ["crown_ibp"] * len(IMAGES) + ["ibp"] * left.sum()
+    assert 0 < left.sum() < first.correct.sum()
+    assert both.method == "crown_ibp,ibp"
+    assert np.all(both.margin["l2"] >= first.margin["l2"])
 
 
 def test_batches_and_devices_make_no_difference():
