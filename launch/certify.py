@@ -28,7 +28,7 @@ from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
 from cure_jax.report import examples, plots
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically
-from launch import common, processes, provenance
+from launch.parts import common, processes, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")

@@ -25,7 +25,7 @@ from cure_jax import training
 from cure_jax.certification import METHODS, bound_method
 from cure_jax.training.config import norm_exponent
 from cure_jax.training.workdir import write_atomically
-from launch import common
+from launch.parts import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from cure_jax import training
 from cure_jax.certification import bound_method
 from cure_jax.interop import PLATFORMS, export_certifier
-from launch import common
+from launch.parts import common
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")

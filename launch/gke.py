@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.commands import Command, execute, training
+from launch.parts.commands import Command, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the job.")
 _IMAGE = flags.DEFINE_string("image", None, "Of launch/Dockerfile, in a registry that the cluster can read.")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch.commands import Command, execute, training
+from launch.parts.commands import Command, execute, training
 
 _NODES = flags.DEFINE_integer("nodes", 1, "How many.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each; 0: CPUs only, one process a node.", lower_bound=0)

@@ -25,7 +25,8 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import endings, local, mishaps
+from launch import local
+from launch.parts import endings, mishaps
 
 _ROOT = flags.DEFINE_string("root", None, "Where the runs go.")
 _TABLE = flags.DEFINE_string("table", None, "Markdown file to put the table into, between its marks.")

@@ -33,8 +33,8 @@ from cure_jax import data, models, training
 from cure_jax.certification import METHODS
 from cure_jax.progress import progress
 from cure_jax.regions import Region, hull, lp_ball
-from launch import common
-from launch.weak_points import weak_points
+from launch.parts import common
+from launch.parts.weak_points import weak_points
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the table and a counterexample go.")
 _PAIRS = flags.DEFINE_integer("pairs", 100_000, "How many (network, image, region) to bound and attack, at least.")

@@ -25,9 +25,9 @@ from typing import Any
 
 from absl import app, flags
 
-from launch import entries, provenance
-from launch.entries import Entry
-from launch.summary import write_report
+from launch.parts import entries, provenance
+from launch.parts.entries import Entry
+from launch.parts.summary import write_report
 
 _CONFIGS = flags.DEFINE_multi_string("configs", None, "Configs, each with a method after a colon, and +FIELD=VALUE.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of each config.")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch.commands import Command, execute, training
+from launch.parts.commands import Command, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the TPU.")
 _ZONE = flags.DEFINE_string("zone", None, "Where it is.")

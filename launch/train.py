@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cure_jax import training
-from launch import common, processes
+from launch.parts import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")

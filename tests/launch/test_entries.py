@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import entries
+from launch.parts import entries
 
 # ml_collections loads configs with it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")

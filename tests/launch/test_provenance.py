@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from launch import provenance
+from launch.parts import provenance
 
 
 def _git(directory, *arguments):

@@ -33,7 +33,7 @@ def test_the_comparison_sees_one_bit_and_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     from cure_jax.training.checkpoints import Checkpoints
-    from launch import endings
+    from launch.parts import endings
 
     def run(name: str, value: float, line: str) -> Path:
         with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:

@@ -8,7 +8,7 @@ import pytest
 import cure_jax as cj
 from cure_jax.regions import LpBall
 from launch import soundness
-from launch.weak_points import extreme_point, weak_points
+from launch.parts.weak_points import extreme_point, weak_points
 from tests import networks
 
 PARAMS = networks.mlp_params(0, (64, 16, 5))

@@ -14,7 +14,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 from ml_collections import config_flags
 
-from launch import common, provenance
+from launch.parts import common, provenance
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")

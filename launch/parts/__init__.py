@@ -1,0 +1,1 @@
+"""What several of the programs in launch/ are made of."""
