@@ -20,6 +20,7 @@ requested `precision`, because `jax.default_matmul_precision` does not reach equ
 
 import dataclasses
 import functools
+import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,8 +49,11 @@ _CALLS: Mapping[str, str] = {
 _CONVOLUTIONS = ("conv_general_dilated", "convolution")
 # These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
 _BROADCASTING = ("add", "sub", "mul", "div", "max", "min")
+# Found, not imported: flax need not be there.
 _LIBRARIES = tuple(
-    os.path.dirname(os.path.abspath(path)) + os.sep for path in (jax.__file__, numerics.__file__) if path is not None
+    os.path.dirname(os.path.abspath(spec.origin)) + os.sep
+    for spec in map(importlib.util.find_spec, ("jax", "flax", "cure_jax"))
+    if spec is not None and spec.origin is not None
 )
 
 
@@ -334,6 +338,6 @@ def _source_line(equation: Any) -> str | None:
     traceback = equation.source_info.traceback
     for frame in traceback.frames if traceback is not None else ():
         name = os.path.abspath(frame.file_name)
-        if not (name.startswith(_LIBRARIES) and "models" not in name) and os.sep + "flax" + os.sep not in name:
+        if not (name.startswith(_LIBRARIES) and os.path.join("cure_jax", "models") not in name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return None

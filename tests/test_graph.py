@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import runpy
 
 import chex
 import flax.linen as nn
@@ -284,6 +285,14 @@ def test_errors_name_a_line_of_the_module_not_of_flax():
     line = _line_of(Probabilities.__call__, "jnp.sort")
     with pytest.raises(UnsupportedPrimitive, match=rf"test_graph\.py:{line} "):
         trace(functools.partial(model.apply, variables), X)
+
+
+def test_users_may_call_their_directory_as_they_like(tmp_path):
+    path = tmp_path / "flax" / "network.py"
+    path.parent.mkdir()
+    path.write_text("import jax.numpy as jnp\n\n\ndef f(x):\n    return jnp.sort(x)\n")
+    with pytest.raises(UnsupportedPrimitive, match=r"flax.network\.py:5 "):
+        trace(runpy.run_path(str(path))["f"], X)
 
 
 def test_the_same_code_reached_twice_is_named_where_it_is_called():

@@ -8,7 +8,7 @@ branches meet, their constants add.
 
 * `lipschitz(f)(region)` proves: the norms of the blocks are the upper bounds of `bounds.spectral`. They depend on the
   parameters alone; `spectral.block_norms` computes them once, for all images and all methods that take `norms`.
-* `pairwise_lipschitz` trains: one power iteration a step, which approaches each norm from BELOW. Nothing it returns
+* `estimated_norms` trains: one power iteration a step, which approaches each norm from BELOW. Nothing it returns
   may enter a certificate.
 
 Sources: Tsuzuku et al., "Lipschitz-Margin Training", NeurIPS 2018, Proposition 1; Leino et al., "Globally-Robust
@@ -201,23 +201,25 @@ def estimated_norms(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[BlockNo
     return as_block_norms(graph, [norm for norm, _ in pairs]), tuple(vector for _, vector in pairs)
 
 
-def pairwise_lipschitz(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Estimates the Lipschitz constant of every difference of two logits.
+def pairwise_lipschitz(graph: Graph, norms: BlockNorms) -> jax.Array:
+    """The Lipschitz constant of every difference of two logits, by the norms of the blocks.
 
     Args:
       graph: the classifier, `[*x] -> [classes]`.
-      vectors: from `initial_vectors`, or from the last call; one more power iteration is done on each.
+      norms: of its blocks: from `estimated_norms`, for training, or from `spectral.block_norms`.
 
     Returns:
-      `[classes, classes]`: entry (y, j) estimates the Lipschitz constant of f_y - f_j in the 2-norm; differentiable
-      with respect to the parameters (by u^T W v, the vectors held fixed). And the new vectors.
+      `[classes, classes]`: entry (y, j) is the Lipschitz constant of f_y - f_j in the 2-norm, or above it;
+      differentiable with respect to the parameters and the norms.
+
+    Raises:
+      ValueError: if the classifier does not depend on its input.
 
     Soundness:
-      An estimate from below; for training only.
+      Upper bounds if the norms are, but for the rounding of float32; with estimated norms for training only.
     """
     if not isinstance(graph.output, Node):
         raise ValueError("The classifier does not depend on its input; expected one that does. Check its parameters.")
-    norms, vectors = estimated_norms(graph, vectors)
     constants = _constants(graph, norms_by_block(graph, norms))
     classes, output = graph.output.shape[0], graph.output
 
@@ -227,7 +229,7 @@ def pairwise_lipschitz(graph: Graph, vectors: Sequence[jax.Array]) -> tuple[jax.
     total = jnp.zeros((classes, classes), output.dtype)
     for index, rows in jax.vmap(row)(jnp.arange(classes)).items():
         total = total + constants[index] * _distances(rows.reshape(classes, -1))
-    return total, vectors
+    return total
 
 
 def _distances(rows: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from cure_jax import distributed
+from cure_jax.training.leaves import abstract, describe, digest, host_array, is_key, like, named_leaves
 from cure_jax.training.workdir import AnyPath, as_path, is_bucket
 
 _LOGGER = logging.getLogger(__name__)
@@ -126,12 +127,12 @@ class Checkpoints:
             noticed when the next state is saved, or at the end.
           TypeError: If `metadata` is not JSON-serialisable.
         """
-        leaves = _named_leaves(state)
-        arrays = {name: _host_array(leaf) for name, leaf in leaves.items()}
+        leaves = named_leaves(state)
+        arrays = {name: host_array(leaf) for name, leaf in leaves.items()}
         record = {
-            "sha256": _digest(arrays),
-            "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
-            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)},
+            "sha256": digest(arrays),
+            "leaves": {name: describe(leaf) for name, leaf in leaves.items()},
+            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if is_key(leaf)},
             "metadata": dict(metadata),
         }
         record = json.loads(json.dumps(record))
@@ -296,13 +297,13 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
     Raises:
       CheckpointError: If there is nothing, it is damaged, or it belongs to another model.
     """
-    path, leaves = as_path(path), _named_leaves(abstract_variables)
+    path, leaves = as_path(path), named_leaves(abstract_variables)
     if path.suffix == ".npz":
         if not path.is_file():
             raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
         with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        _check_fit(path, {name: _describe(array) for name, array in arrays.items()}, leaves)
+        _check_fit(path, {name: describe(array) for name, array in arrays.items()}, leaves)
     else:
         newest = next(iter(_candidates(path / "checkpoints", None)), None)
         if newest is None:
@@ -317,18 +318,11 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
             _check_fit(path, variables, leaves)
             # All of them, as the digest is that of the whole state.
             arrays = _read_arrays(
-                path, {name: _abstract(text) for name, text in record["leaves"].items()}, record["sha256"]
+                path, {name: abstract(text) for name, text in record["leaves"].items()}, record["sha256"]
             )
         except _DamagedError as error:
             raise CheckpointError(f"Checkpoint {path} is damaged: {error}; an undamaged one was expected.") from error
     return jax.tree.unflatten(jax.tree.structure(abstract_variables), [jnp.asarray(arrays[name]) for name in leaves])
-
-
-def _abstract(description: str) -> jax.ShapeDtypeStruct:
-    """The inverse of `_describe`; of keys what is stored of them does not matter."""
-    dtype, _, shape = description.removesuffix("]").partition("[")
-    stored = "uint32" if dtype.startswith("key<") else dtype
-    return jax.ShapeDtypeStruct(tuple(map(int, filter(None, shape.split(",")))), np.dtype(stored))
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:
@@ -380,7 +374,7 @@ def _read(path: AnyPath, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]
     """
     failure: Exception | None = None
     arrays, record = {}, {}
-    abstract_leaves = _named_leaves(abstract_state)
+    abstract_leaves = named_leaves(abstract_state)
     try:
         record = _read_record(path)
         _check_fit(path, record["leaves"], abstract_leaves)
@@ -388,7 +382,7 @@ def _read(path: AnyPath, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]
     except (_DamagedError, CheckpointError) as error:
         failure = error
     _raise_everywhere(failure)
-    leaves = [_like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
+    leaves = [like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record["metadata"]
 
 
@@ -429,14 +423,14 @@ def _read_arrays(path: AnyPath, abstract_leaves: dict[str, Any], sha256: str) ->
     arrays = {}
     for name, leaf in abstract_leaves.items():
         if 0 in np.shape(leaf):
-            arrays[name] = _host_array(jnp.empty(leaf.shape, leaf.dtype))
+            arrays[name] = host_array(jnp.empty(leaf.shape, leaf.dtype))
             continue
         # One at a time: if one of many cannot be read, orbax leaves the others behind in a closed event loop.
         args = ocp.args.PyTreeRestore(
             item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
         )
         arrays[name] = _read_item(path, "state", args)[name]
-    if _digest(arrays) != sha256:
+    if digest(arrays) != sha256:
         raise _DamagedError("its SHA-256 digest is wrong, so its arrays have changed since they were saved")
     return arrays
 
@@ -459,7 +453,7 @@ def _read_item(path: AnyPath, item: str, args: ocp.args.CheckpointArgs) -> Any:
 
 
 def _check_fit(path: AnyPath, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
-    expected = {name: _describe(leaf) for name, leaf in abstract_leaves.items()}
+    expected = {name: describe(leaf) for name, leaf in abstract_leaves.items()}
     names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
     if not names:
         return
@@ -471,53 +465,6 @@ def _check_fit(path: AnyPath, saved: dict[str, str], abstract_leaves: dict[str, 
         f"Checkpoint {path} is of another model or optimizer: {listed}{more}. Use the config it was made with, or "
         "choose another work directory. Nothing was changed."
     )
-
-
-def _named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves in the order of the tree, by names like `params.Dense_0.kernel`."""
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = (jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in paths_and_leaves)
-    leaves = {name: leaf for name, (_, leaf) in zip(names, paths_and_leaves, strict=True)}
-    if len(leaves) < len(paths_and_leaves):
-        raise ValueError(
-            "Got a state in which two leaves have the same name when their keys are joined by dots; different names "
-            f"were expected. Use keys without dots. Names: {sorted(leaves)}."
-        )
-    return leaves
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _host_array(leaf: Any) -> np.ndarray:
-    leaf = distributed.local(leaf)
-    # A copy: on CPU, NumPy would look into a buffer that a later step, to which it is donated, overwrites.
-    return np.array(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _describe(leaf: Any) -> str:
-    leaf = leaf if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else np.asarray(leaf)
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _like(abstract_leaf: Any, array: np.ndarray, key_impl: str | None) -> Any:
-    if not isinstance(abstract_leaf, jax.Array | jax.ShapeDtypeStruct):
-        return array if isinstance(abstract_leaf, np.ndarray) else array.item()
-    leaf = jnp.array(array)
-    if key_impl is not None:
-        leaf = jax.random.wrap_key_data(leaf, impl=key_impl)
-    placed = not isinstance(abstract_leaf, jax.Array) or abstract_leaf.committed
-    return jax.device_put(leaf, abstract_leaf.sharding) if placed and abstract_leaf.sharding is not None else leaf
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of the names, types and bytes of all arrays."""
-    sha256 = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        sha256.update(f"{name}:{_describe(array)};".encode())
-        sha256.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return sha256.hexdigest()
 
 
 def _seal(record: Mapping[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 A batch objective is a function
 
-    objective(network, images, labels, scale, keys, first) -> Outcome(losses, worst)
+    objective(network, images, labels, scale, keys) -> Outcome(losses, worst)
 
-`keys` holds one key for each example and `first` the global index of the first example, so that what is drawn at
-random does not depend on how the batch is divided over devices.
+`keys` holds one key for each example, folded by its global index, so that what is drawn at random does not depend on
+how the batch is divided over devices.
 
 Source: Jiang, Cheung & Singh, "Towards Generalized Certified Robustness with Multi-Norm Training" (CURE), arXiv
 2410.03000, Sections 4.1 (Joint, Max, Random) and 4.2 (bound alignment).
@@ -49,7 +49,6 @@ class BatchObjective(Protocol):
         labels: Int[Array, " batch"],
         scale: Float[Array, ""],
         keys: Key[Array, " batch"],
-        first: Int[Array, ""],
     ) -> Outcome:
         """Losses of a batch."""
         ...
@@ -70,8 +69,7 @@ def joint(objectives: Mapping[str, Objective], weights: Mapping[str, float] | No
     if set(shares) != set(objectives):
         raise ValueError(f"joint got weights for {sorted(shares)}; expected {sorted(objectives)}. Name the same norms.")
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:
-        del first
+    def objective(network, images, labels, scale, keys) -> Outcome:
         results = _every_norm(objectives, network, images, labels, scale, keys)
         losses = sum(shares[name] * _loss(result, labels) for name, result in results.items())
         return Outcome(jnp.asarray(losses), results, _with_layers(results))
@@ -90,8 +88,7 @@ def worst(objectives: Mapping[str, Objective]) -> BatchObjective:
     """
     _check_some(objectives)
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:
-        del first
+    def objective(network, images, labels, scale, keys) -> Outcome:
         results = _every_norm(objectives, network, images, labels, scale, keys)
         losses = jnp.stack([_loss(result, labels) for result in results.values()])
         return Outcome(jnp.max(losses, axis=0), results, _with_layers(results))
@@ -114,8 +111,7 @@ def random_norm(objectives: Mapping[str, Objective]) -> BatchObjective:
     _check_some(objectives)
     names = list(objectives)
 
-    def objective(network, images, labels, scale, keys, first) -> Outcome:
-        del first
+    def objective(network, images, labels, scale, keys) -> Outcome:
         count, size = len(names), images.shape[0]
         if size % count:
             raise ValueError(

@@ -89,12 +89,12 @@ def train_step(
     Returns:
       The state after the update, and metrics averaged over all devices.
     """
-    first = (0 if axis_name is None else jax.lax.axis_index(axis_name)) * images.shape[0]
-    indices = first + jnp.arange(images.shape[0], dtype=jnp.int32)
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    indices = device * images.shape[0] + jnp.arange(images.shape[0], dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(state.key, state.step), indices)
     if recipe.augment is not None:
         images = jax.vmap(recipe.augment)(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), images)
-    batch = (images, labels, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), jnp.asarray(first))
+    batch = (images, labels, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys))
 
     loss = jax.value_and_grad(_certified_loss, argnums=1, has_aux=True)
     (_, (metrics, clean, vectors)), gradients = loss(recipe, state.params, state, batch, axis_name)
@@ -122,17 +122,17 @@ def train_step(
 def _certified_loss(
     recipe: Recipe, params: Any, state: TrainState, batch: tuple[jax.Array, ...], axis_name: str | None
 ) -> tuple[jax.Array, tuple[Metrics, Any, tuple[jax.Array, ...]]]:
-    images, labels, keys, first = batch
+    images, labels, keys = batch
     scale, kappa = (jnp.asarray(f(state.step)) for f in (recipe.radius_scale, recipe.natural_weight))
     f, clean = _clean_classifier(recipe, params, state, images, axis_name)
     lipschitz, norms, vectors = None, None, state.vectors
     if recipe.needs_lipschitz:
         graph = graphs.trace(f, images[0], precision=recipe.precision)
-        lipschitz, vectors = pairwise_lipschitz(graph, state.vectors)
-        norms, _ = estimated_norms(graph, state.vectors)
+        norms, vectors = estimated_norms(graph, state.vectors)
+        lipschitz = pairwise_lipschitz(graph, norms)
     attacked = classifier(recipe.model, jax.lax.stop_gradient(state.variables))
     network = Network(f, attacked, lipschitz, norms, recipe.precision)
-    outcome = recipe.objective(network, images, labels, scale, keys, first)
+    outcome = recipe.objective(network, images, labels, scale, keys)
 
     logits = jax.vmap(f)(images)
     certified = pmean(jnp.mean(outcome.losses), axis_name)

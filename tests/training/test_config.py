@@ -303,7 +303,7 @@ def test_a_fraction_trains_at_another_radius(kind: str) -> None:
         config = _config({"radii.l2": 0.1, "losses": {"l2": {"kind": kind}}, **fields})
         check(config)
         objective = build_recipe(config, tiny.TinyMLP(), 1).objective
-        outcome = objective(network, x[None], label[None], jnp.float32(1), jax.random.key(0)[None], jnp.int32(0))
+        outcome = objective(network, x[None], label[None], jnp.float32(1), jax.random.key(0)[None])
         return outcome.worst["l2"].logits
 
     plain = logits()

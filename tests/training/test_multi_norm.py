@@ -44,8 +44,7 @@ def _keys(size: int, step: int = 0) -> jax.Array:
 
 def _run(objective: BatchObjective, size: int, part: slice = slice(None), step: int = 0) -> Outcome:
     images, labels = _batch(size)
-    first = jnp.asarray(part.start or 0)
-    return objective(_NETWORK, images[part], labels[part], _SCALE, _keys(size, step)[part], first)
+    return objective(_NETWORK, images[part], labels[part], _SCALE, _keys(size, step)[part])
 
 
 def _cross_entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -97,7 +97,7 @@ def test_the_update_is_made_of_the_gradient_of_the_loss() -> None:
 
 
 def test_projection_combines_the_certified_with_the_natural_gradient() -> None:
-    def energy(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any, first: Any) -> Outcome:
+    def energy(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any) -> Outcome:
         return Outcome(jnp.sum(jax.vmap(network.certified)(images) ** 2, axis=1), {}, None)
 
     recipe = _simple(objective=energy, optimizer=gradient_projection(optax.identity(), 0.3, 2), projection_start=2)
@@ -129,7 +129,7 @@ def test_projection_combines_the_certified_with_the_natural_gradient() -> None:
 def test_augmentation_is_drawn_anew_for_every_example_and_step_and_never_from_the_images() -> None:
     seen = []
 
-    def record(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any, first: Any) -> Outcome:
+    def record(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any) -> Outcome:
         jax.debug.callback(lambda images: seen.append(np.array(images)), images)
         return Outcome(jnp.sum(jax.vmap(network.certified)(images) ** 2, axis=1), {}, None)
 
@@ -147,7 +147,7 @@ def test_augmentation_is_drawn_anew_for_every_example_and_step_and_never_from_th
 def test_attacks_look_at_the_running_averages_and_bounds_at_the_clean_batch() -> None:
     seen = {}
 
-    def record(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any, first: Any) -> Outcome:
+    def record(network: Network, images: jax.Array, labels: jax.Array, scale: Any, keys: Any) -> Outcome:
         for name in ("certified", "attacked"):
             logits = jax.vmap(getattr(network, name))(images)
             jax.debug.callback(lambda logits, name=name: seen.update({name: np.array(logits)}), logits)
