@@ -125,10 +125,10 @@ def propagate_balls(
             ball = balls[source.index]
             extent = extent + row_norms(graph, source, target) * ball.radius
             radius = radius + norms[source.index, target.index] * ball.radius
-        box = box.intersect(Interval(middle - extent, middle + extent))
+        box = box.intersect(Interval(middle - extent, middle + extent).without_overflow())
         if intermediate is not None:
             box = box.intersect(next(given))
-        balls[target.index] = Ball(middle, jnp.minimum(radius, reach(box, middle)))
+        balls[target.index] = _ball(middle, radius, box)
         return box
 
     def refine(equation: Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
@@ -138,7 +138,7 @@ def propagate_balls(
         output, middle = equation.output, values[equation.output.index]
         moved = numerics.norm(jnp.stack([balls[node.index].radius for node in equation.bounded]), 2)
         moved = jnp.where(moved > 0, rule.lipschitz(equation) * moved, 0)
-        balls[output.index] = Ball(middle, jnp.minimum(moved, reach(rule.interval(equation, *operands), middle)))
+        balls[output.index] = _ball(middle, moved, rule.interval(equation, *operands))
         return operands
 
     return BoxBalls(propagate(graph, region, refine), balls)
@@ -162,7 +162,14 @@ def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Inter
         return offset - jnp.sum(jnp.stack(least)), offset + jnp.sum(jnp.stack(most))
 
     lower, upper = block_rows(graph, graph.output, both)
-    return plain.intersect(Interval(lower, upper))
+    return plain.intersect(Interval(lower, upper).without_overflow())
+
+
+def _ball(center: jax.Array, radius: jax.Array, box: Interval) -> Ball:
+    """A ball around the points of a box that lie in another one; where the center of that overflowed, the box alone."""
+    radius = jnp.where(jnp.all(jnp.isfinite(center)), radius, jnp.inf)
+    center = jnp.where(jnp.isfinite(center), center, 0)
+    return Ball(center, jnp.fmin(radius, reach(box, center)))
 
 
 def _check_layers(graph: Graph, intermediate: Sequence[Interval]) -> None:

@@ -27,7 +27,7 @@ from cure_jax.regions import Interval, LpBall, Region
 
 __all__ = ["Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
 
-# The dual exponent is 5: a fifth power of what float32 can tell from 0 beside 1 does not underflow.
+# The dual exponent is 5. Of greater ones the powers underflow sooner, and what is added for that grows.
 _LEAST_ROUND_P = 1.25
 
 # Called at every nonlinear equation with the intervals of its operands; returns the intervals to go on with.
@@ -226,7 +226,7 @@ def _input_ball(region: Region) -> _Ball | None:
 def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
-    return Interval(center - radius, center + radius).without_nan()
+    return Interval(center - radius, center + radius).without_overflow()
 
 
 def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:

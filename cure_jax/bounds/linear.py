@@ -217,7 +217,7 @@ def bound_node(
     """
     signs = jnp.stack([jnp.ones(target.shape, target.dtype), jnp.full(target.shape, -1, target.dtype)])
     lower, negative_upper = _least(graph, target, region, relaxations, intervals, signs, None, intercepts)
-    return Interval(lower, -negative_upper).without_nan()
+    return Interval(lower, -negative_upper).without_overflow()
 
 
 def bound_sides(  # noqa: PLR0913  (what a bound depends on)
@@ -248,7 +248,7 @@ def bound_sides(  # noqa: PLR0913  (what a bound depends on)
     signs = jnp.where(above, -1, 1).astype(target.dtype)
     least = _least(graph, target, region, relaxations, intervals, signs, selected, intercepts)
     lower, upper = jnp.where(above, -jnp.inf, least), jnp.where(above, -least, jnp.inf)
-    return Interval(lower, upper).without_nan()
+    return Interval(lower, upper).without_overflow()
 
 
 def _least(  # noqa: PLR0913  (as above)

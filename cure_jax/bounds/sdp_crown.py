@@ -50,6 +50,8 @@ _RATES, _B1, _B2 = (0.25, 0.05), 0.6, 0.9
 # lam is in units of |c|_2 / rho; the optimisation starts from the best of these, for each layer and objective.
 _FIRST_MULTIPLIERS = tuple(4.0**k for k in range(-6, 2))
 _LEAST_RADIUS = 1e-12
+# Of centers and sums, in units of the last place of their magnitudes.
+_ROUNDING = 4
 # Objectives are optimised together as long as they have no more free parameters than this, for one example.
 _CHUNK_PARAMETERS = 2**23
 
@@ -170,9 +172,10 @@ def sdp_crown(
         cheap = concretized_on_balls(graph, region, known).intersect(certified(graph, region, factors))
         problem = _Problem(graph, region, _layers(graph, known), _relaxations(graph, known))
         if lower_only:
-            return Interval(jnp.maximum(cheap.lower, _greatest_lower_bounds(problem, (1.0,), steps)[0]), cheap.upper)
+            lower = Interval(_greatest_lower_bounds(problem, (1.0,), steps)[0], cheap.upper).without_overflow().lower
+            return Interval(jnp.maximum(cheap.lower, lower), cheap.upper)
         lower, negative_upper = _greatest_lower_bounds(problem, (1.0, -1.0), steps)
-        return cheap.intersect(Interval(lower, -negative_upper))
+        return cheap.intersect(Interval(lower, -negative_upper).without_overflow())
 
     return bounds
 
@@ -217,7 +220,8 @@ def _greatest(problem: _Problem, row: jax.Array, steps: int) -> jax.Array:
             index = equation.output.index
             layer, (share, level) = problem.layers[index], parameters[index]
             slopes = share * coefficients
-            return slopes, layer_bound(layer, coefficients, slopes, jnp.exp(level) * _unit(layer, coefficients))
+            constant = layer_bound(layer, coefficients, slopes, jnp.exp(level) * _unit(layer, coefficients))
+            return slopes, constant - _rounding(layer, slopes)
 
         return _lower_bound(problem, row, relax)
 
@@ -254,6 +258,17 @@ def _start(problem: _Problem, row: jax.Array) -> dict[int, Parameters]:
 
     _lower_bound(problem, row, relax)
     return jax.lax.stop_gradient(found)
+
+
+def _rounding(layer: Layer, slopes: jax.Array) -> jax.Array:
+    """What <g, x> may be off by, as the operand and the pulled coefficients are rounded in different ways.
+
+    Not a bound of it. But without it large slopes cost nothing on regions that are narrower than the rounding of their
+    layers, and many steps of an optimiser find those whose rounding pays.
+    """
+    largest = jnp.maximum(jnp.abs(layer.box.lower), jnp.abs(layer.box.upper))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    return _ROUNDING * jnp.finfo(slopes.dtype).eps * numerics.total(jnp.abs(slopes) * largest)
 
 
 def _unit(layer: Layer, coefficients: jax.Array) -> jax.Array:
@@ -299,8 +314,20 @@ def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:
         pieces = _pieces(equation)
         if pieces is not None:
             operand = equation.bounded[0].index
-            layers[equation.output.index] = Layer(known.intervals[operand], known.balls[operand], *pieces)
+            box = known.intervals[operand]
+            layers[equation.output.index] = Layer(box, _with_room(known.balls[operand], box), *pieces)
     return layers
+
+
+def _with_room(ball: Ball, box: Interval) -> Ball:
+    """A ball with room for the rounding of its center.
+
+    Where ball and box are narrower than that, they may miss each other, and the larger lam, the more a bound would
+    gain from it.
+    """
+    nearest = numerics.norm(ball.center - jnp.clip(ball.center, box.lower, box.upper), 2)
+    rounding = _ROUNDING * jnp.finfo(ball.center.dtype).eps * numerics.norm(ball.center, 2)
+    return Ball(ball.center, ball.radius + 2 * nearest + rounding)
 
 
 def _pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]] | None:
@@ -314,7 +341,10 @@ def _pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]
     values = jnp.broadcast_to(constants[0], equation.output.shape)
     if equation.name == "leaky_relu":
         return equation.output.zeros(), (values, one)
-    return values, (zero, one) if equation.name == "max" else (one, zero)
+    # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
+    neutral = values == (-math.inf if equation.name == "max" else math.inf)
+    flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
+    return kink, (flat, one) if equation.name == "max" else (one, flat)
 
 
 def _relaxations(graph: Graph, known: BoxBalls) -> dict[int, rules.Relaxation]:

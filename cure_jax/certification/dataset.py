@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = ["DatasetAttack", "DatasetCertificate", "attack_dataset", "certify_dat
 # From an example, or an example and its own radius.
 MakeRegion = Callable[..., Region]
 Model = Callable[[jax.Array], jax.Array]
+_LOGGER = logging.getLogger(__name__)
 _ATTACK_LOSSES = ("cross_entropy", "margin")
 
 
@@ -93,7 +95,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         `[examples, *x]`. The region of such a norm is made of an example and its radius,
         `{"l2": lambda x, eps: l2_ball(x, eps, (0.0, 1.0))}`, those of other norms of the example alone.
       attack: of the same examples and regions, from `attack_dataset`. Of several methods, or "best", only the first is
-        tried on what was broken: the others would take their time for nothing.
+        tried on what was broken: the others would take their time for nothing. What was broken is not verified; if a
+        bound says otherwise, one of the two is wrong, and a warning names the examples.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
         keeps the tightest bound of each margin; so do several names, in the order in which they are given.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
@@ -107,8 +110,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`.
 
     Raises:
-      ValueError: if examples, labels or radii are out of range or do not fit together, for an unknown method or
-        arithmetic, no region, or a batch that does not divide over the devices.
+      ValueError: if examples, labels, radii or an attack are out of range or do not fit together, for an unknown method
+        or arithmetic, no region, or a batch that does not divide over the devices.
 
     Soundness:
       As `certify`, for each example; in float64 rounding errors are 5e8 times smaller, but not accounted for.
@@ -121,23 +124,47 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     images, labels = _checked(f, images, labels, regions, batch_size)
     own = _own_radii(radii or {}, regions, images)
     _check_divides(batch_size, mesh)
+    survived = _survived(attack, regions, len(images))
     f, make_regions = _as_pytree(f), {norm: _as_pytree(make_region) for norm, make_region in regions.items()}
     correct = _in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
     stages = {
         norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
         for norm, make_region in make_regions.items()
     }
-    hopeful = {norm: correct & (True if attack is None else attack.survived[norm]) for norm in regions}
     verified, margin = {}, {}
     with _progress(len(images) * sum(map(len, stages.values())), "certify", show_progress) as advance:
         for norm, make_region in make_regions.items():
             prove = functools.partial(
                 _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
             )
-            lower, admissible = _cascade(prove, stages[norm], hopeful[norm], advance)
+            lower, admissible = _cascade(prove, stages[norm], correct & survived[norm], advance)
             margin[norm] = lower.min(axis=1)
-            verified[norm] = admissible & proves(lower)
+            verified[norm] = _uncontradicted(admissible & proves(lower), survived[norm], norm)
     return DatasetCertificate(correct, verified, margin, method if isinstance(method, str) else ",".join(method))
+
+
+def _survived(attack: DatasetAttack | None, regions: Mapping[str, MakeRegion], count: int) -> dict[str, np.ndarray]:
+    """By norm, which examples an attack left standing: all, without one."""
+    if attack is None:
+        return {norm: np.ones(count, bool) for norm in regions}
+    shapes = {norm: np.shape(values) for norm, values in attack.survived.items()}
+    if wrong := [norm for norm in regions if shapes.get(norm) != (count,)]:
+        raise ValueError(
+            f"The attack has verdicts of shapes {shapes}; expected ({count},) for each of {', '.join(wrong)}. Pass "
+            "what attack_dataset found for these examples and regions."
+        )
+    return {norm: np.asarray(attack.survived[norm], bool) for norm in regions}
+
+
+def _uncontradicted(verified: np.ndarray, survived: np.ndarray, norm: str) -> np.ndarray:
+    if np.any(contradicted := verified & ~survived):
+        _LOGGER.warning(
+            "Bounds verify in %s what the attack broke: examples %s. They count as not verified. Is the attack of the "
+            "same examples and regions? If it is, please report the network: a bound, or the attack, is wrong.",
+            norm,
+            ", ".join(map(str, np.flatnonzero(contradicted)[:20])),
+        )
+    return verified & survived
 
 
 def _proved(  # noqa: PLR0913  (one argument for each thing that varies)

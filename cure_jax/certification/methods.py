@@ -48,7 +48,8 @@ def _tightest(
 
     def bounds(region: Region) -> Interval:
         names = tried(method, region, arithmetic)
-        return functools.reduce(Interval.intersect, [bound_method(name, arithmetic)(f)(region) for name in names])
+        found = [bound_method(name, arithmetic)(f)(region).without_overflow() for name in names]
+        return functools.reduce(Interval.intersect, found)
 
     return bounds
 

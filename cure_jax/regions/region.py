@@ -80,10 +80,13 @@ class Interval:
         """Return the smallest box that holds both."""
         return Interval(jnp.minimum(self.lower, other.lower), jnp.maximum(self.upper, other.upper))
 
-    def without_nan(self) -> "Interval":
-        """Return the same with infinite limits, which always hold, where a limit is not a number."""
-        lower = jnp.where(jnp.isnan(self.lower), -jnp.inf, self.lower)
-        return Interval(lower, jnp.where(jnp.isnan(self.upper), jnp.inf, self.upper))
+    def without_overflow(self) -> "Interval":
+        """Return the same with infinite limits, which always hold, where the computation of a limit overflowed.
+
+        It is not a number then, or infinite on the wrong side: a center beyond the largest number, less its radius.
+        """
+        lower = jnp.where(jnp.isnan(self.lower) | jnp.isposinf(self.lower), -jnp.inf, self.lower)
+        return Interval(lower, jnp.where(jnp.isnan(self.upper) | jnp.isneginf(self.upper), jnp.inf, self.upper))
 
     def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
         """Return whether every coordinate of x is in the box, give or take `tolerance`; False for NaN."""

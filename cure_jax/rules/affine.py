@@ -30,16 +30,27 @@ def _power(x: jax.Array, exponent: float) -> jax.Array:
     return jnp.where(positive, jnp.where(positive, jnp.abs(x), 1) ** exponent, 0)
 
 
-def _root_of_sum(sums: Callable[..., jax.Array], q: float, *radii: jax.Array) -> jax.Array:
-    """(sums of r^q)^(1/q) of radii relative to the largest one: a power that underflows would be a radius too small."""
+def _root_of_sum(
+    sums: Callable[..., jax.Array], q: float, *radii: jax.Array, weight: jax.Array | float = 1
+) -> jax.Array:
+    """`weight * (sums of r^q)^(1/q)`, or slightly more; the sums have weights of at most 1.
+
+    Radii are taken relative to the largest one. Of a row that is small beside it the powers underflow all the same, and
+    a radius of 0 would be a false certificate: so each row gets back what may have been lost, three times the least
+    normal number for each term (the power of the radius, that of its weight, and their product). That is a relative
+    1e-17 (q = 2) of the largest radius, and nothing where all radii are 0.
+    """
+    if q == 1:
+        return weight * sums(*radii)
     largest = jnp.max(jnp.stack([_largest(radius) for radius in radii]))
-    return largest * _power(sums(*(_power(radius / largest, q) for radius in radii)), 1 / q)
+    safe = jnp.where(largest == 0, 1, largest)
+    lost = 3 * sum(radius.size for radius in radii) * jnp.finfo(largest.dtype).tiny
+    return weight * largest * _power(sums(*(_power(radius / safe, q) for radius in radii)) + lost, 1 / q)
 
 
 def _largest(x: jax.Array) -> jax.Array:
-    """The largest magnitude, as a constant to divide by: 1 in the place of 0."""
-    largest = lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
-    return jnp.where(largest == 0, 1, largest)
+    """The largest magnitude, as a constant to divide by."""
+    return lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
 
 
 def _moved(equation: Equation, q: float, *radii: jax.Array) -> jax.Array:
@@ -85,8 +96,9 @@ def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
         return _row_maxima(equation.replace_constants(jnp.abs), radius)
     (weights,) = (operand for operand in equation.operands if not isinstance(operand, Node))
     largest = _largest(weights)
-    powers = equation.replace_constants(lambda weights: _power(weights / largest, q))
-    return largest * _root_of_sum(powers.evaluate, q, radius)
+    safe = jnp.where(largest == 0, 1, largest)
+    powers = equation.replace_constants(lambda weights: _power(weights / safe, q))
+    return _root_of_sum(powers.evaluate, q, radius, weight=largest)
 
 
 def _row_maxima(equation: Equation, radius: jax.Array) -> jax.Array:

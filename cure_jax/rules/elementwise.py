@@ -75,6 +75,11 @@ def _share(weight: jax.Array, constant: jax.Array, neutral: float) -> jax.Array:
     return weight * jnp.where(constant == neutral, 0, constant)
 
 
+def _unless_infinite(difference: jax.Array, constant: jax.Array) -> jax.Array:
+    """The maximum with -inf, or the minimum with +inf, is the operand, even where that is infinite too."""
+    return jnp.where(jnp.isinf(constant), constant, difference)
+
+
 def _monotone(equation: Equation, *intervals: Interval) -> Interval:
     """Non-decreasing in every bounded operand."""
     return Interval(
@@ -204,12 +209,12 @@ def _itself(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Arra
 
 def _minus_constant(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
     (x,), constant = intervals, _constant_of(equation)
-    return x.lower - constant, x.upper - constant
+    return _unless_infinite(x.lower - constant, -constant), _unless_infinite(x.upper - constant, -constant)
 
 
 def _constant_minus(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
     (x,), constant = intervals, _constant_of(equation)
-    return constant - x.upper, constant - x.lower
+    return _unless_infinite(constant - x.upper, constant), _unless_infinite(constant - x.lower, constant)
 
 
 def _difference(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:

@@ -148,9 +148,9 @@ def _window_sum(equation: Equation, axes: Axes) -> Local | None:
     (node,) = equation.bounded
     operand = tuple(
         axis
-        if _is_whole(axis, size) and window == stride == 1
+        if _is_whole(axis, size) and window == stride == 1 and low == high == 0
         else _through_window(axis, stride, (window - 1) * step + 1, low)
-        for axis, size, window, stride, step, (low, _) in zip(
+        for axis, size, window, stride, step, (low, high) in zip(
             axes, node.shape, sizes, strides, dilation, params["padding"], strict=True
         )
     )

@@ -53,7 +53,7 @@ def _relax(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array |
     (x,) = intervals
     lowers, uppers = _candidates(equation, x.lower), _candidates(equation, x.upper)
     _, pull = jax.vjp(lambda value: _candidates(equation, value), x.lower)
-    chosen, decided = _greatest(lowers, uppers)
+    chosen, decided = _greatest(equation, lowers, uppers)
 
     def select(mask: jax.Array):
         return lambda coefficients: pull(chosen * jnp.where(mask, coefficients, 0)[None])
@@ -65,9 +65,15 @@ def _relax(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array |
     )
 
 
-def _greatest(lowers: jax.Array, uppers: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which candidate has the greatest lower bound, as one-hot `[window, *output]`, and whether it is the maximum."""
-    chosen = jax.nn.one_hot(jnp.argmax(lowers, axis=0), lowers.shape[0], axis=0, dtype=lowers.dtype)
+def _greatest(equation: Equation, lowers: jax.Array, uppers: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which candidate has the greatest lower bound, as one-hot `[window, *output]`, and whether it is the maximum.
+
+    Padding is none: where all lower bounds are -inf, an element is chosen all the same.
+    """
+    (node,) = equation.bounded
+    is_element = _candidates(equation, node.zeros()) == 0
+    order = jnp.where(is_element, jnp.maximum(lowers, jnp.finfo(lowers.dtype).min), -jnp.inf)
+    chosen = jax.nn.one_hot(jnp.argmax(order, axis=0), lowers.shape[0], axis=0, dtype=lowers.dtype)
     others = jnp.max(jnp.where(chosen > 0, -jnp.inf, uppers), axis=0)
     return chosen, jnp.max(lowers, axis=0) >= others
 
@@ -76,7 +82,7 @@ def _undecided(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.A
     """The elements of windows of which no element is known to be the maximum, but those that are known not to be it."""
     (x,) = intervals
     lowers, uppers = _candidates(equation, x.lower), _candidates(equation, x.upper)
-    _, decided = _greatest(lowers, uppers)
+    _, decided = _greatest(equation, lowers, uppers)
     possible = ~decided[None] & (uppers >= jnp.max(lowers, axis=0, keepdims=True))
     _, pull = jax.vjp(lambda value: _candidates(equation, value), x.lower)
     return (pull(possible.astype(x.dtype))[0] > 0,)

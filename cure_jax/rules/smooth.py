@@ -184,9 +184,21 @@ def _alpha_is_positive(equation: Equation, lower: jax.Array, upper: jax.Array) -
     return _alpha(equation) > 0
 
 
+def _sqrt_least(x: jax.Array) -> jax.Array:
+    """Where the derivative of the root stops growing towards 0, so that its own stays finite."""
+    return jnp.finfo(x.dtype).tiny ** jnp.asarray(0.5, x.dtype)
+
+
 def _sqrt_slope(x: jax.Array) -> jax.Array:
     """Half of 1 / sqrt(x), with a finite derivative at 0."""
-    return lax.rsqrt(jnp.maximum(x, jnp.finfo(x.dtype).tiny ** 0.5)) / 2
+    return lax.rsqrt(jnp.maximum(x, _sqrt_least(x))) / 2
+
+
+def _sqrt_noise(equation: Equation, x: jax.Array) -> jax.Array:
+    """How far the root may rise above a line through a point of it that is less steep than its tangent there."""
+    del equation
+    least = _sqrt_least(x)
+    return jnp.where(x < least, jnp.sqrt(least) / 2 / jnp.finfo(x.dtype).eps, 0)
 
 
 def _right_of_zero(lower: jax.Array, upper: jax.Array) -> jax.Array:
@@ -233,7 +245,14 @@ CURVES: dict[str, Curve] = {
     "expm1": Curve(_of_x(_exp), range=(-1.0, math.inf)),
     "log": Curve(_of_x(lambda x: 1 / x), convex_first=False, scale=0.0, defined=_positive),
     "log1p": Curve(_of_x(lambda x: 1 / (1 + x)), convex_first=False, scale=0.0, defined=_right_of_minus_one),
-    "sqrt": Curve(_of_x(_sqrt_slope), convex_first=False, range=_POSITIVE, scale=0.0, defined=_not_negative),
+    "sqrt": Curve(
+        _of_x(_sqrt_slope),
+        convex_first=False,
+        range=_POSITIVE,
+        noise=_sqrt_noise,
+        scale=0.0,
+        defined=_not_negative,
+    ),
     "rsqrt": Curve(_of_x(lambda x: -lax.rsqrt(x) / x / 2), range=_POSITIVE, scale=0.0, defined=_positive),
     "square": Curve(_of_x(lambda x: 2 * x), turns=(0.0,), range=_POSITIVE),
     "pow": Curve(

@@ -70,6 +70,9 @@ NETWORKS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "downsampling": _downsampling,
     "average": lambda x: _conv(_average(_relu_conv(x, 3), 2, 2), 2),
     "average same": lambda x: _average(_relu_conv(x, 3), 3, 2, "SAME"),
+    "shifted": lambda x: _conv(
+        lax.reduce_window(_relu_conv(x, 3), 0.0, lax.add, (2, 2, 1), (1, 1, 1), ((0, 1), (0, 1), (1, -1))), 2
+    ),
     "padded": lambda x: _conv(jnp.pad(_relu_conv(x, 3), ((1, 2), (0, 1), (0, 0)), constant_values=0.5), 2, padding=0),
     "concatenated": lambda x: _conv(jnp.concatenate([_relu_conv(x, 2), _relu_conv(x, 3, 5, padding=2)], -1), 2),
     "channels first": _channels_first,
@@ -81,7 +84,7 @@ NETWORKS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 # These have a layer that makes windows dense.
-_DENSE = ("image dilated", "pooled", "flipped")
+_DENSE = ("image dilated", "pooled", "flipped", "shifted")
 
 
 def _relaxed(graph: graphs.Graph, generator: np.random.Generator) -> dict[int, rules.Relaxation]:

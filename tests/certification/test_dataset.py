@@ -96,6 +96,24 @@ def test_what_an_attack_broke_is_only_tried_cheaply(monkeypatch):
         assert all_tried.count(stage) - tried.count(stage) == (0 if stage == "ibp" else broken)
 
 
+def test_what_an_attack_broke_is_never_verified(caplog):
+    attack = cj.attack_dataset(F, IMAGES, LABELS, REGIONS, key=jax.random.key(0), steps=2, restarts=1)
+    verified = cj.certify_dataset(F, IMAGES, LABELS, REGIONS).verified["linf"]
+    contradicted = int(np.flatnonzero(verified)[0])
+    attack.survived["linf"][contradicted] = False
+    result = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, attack=attack)
+    assert result.verified["linf"].sum() == verified.sum() - 1
+    assert not result.verified["linf"][contradicted]
+    assert f"verify in linf what the attack broke: examples {contradicted}." in caplog.text
+    assert "l2" not in caplog.text
+
+
+@pytest.mark.parametrize("survived", [{"linf": np.ones(21, bool)}, {"linf": np.ones(21, bool), "l2": np.ones(1, bool)}])
+def test_an_attack_of_other_examples_or_norms_is_refused(survived):
+    with pytest.raises(ValueError, match=r"expected \(21,\) for each of l2"):
+        cj.certify_dataset(F, IMAGES, LABELS, REGIONS, attack=cj.certification.DatasetAttack(survived))
+
+
 RADII = np.linspace(0.0, 0.2, len(IMAGES), dtype=np.float32)
 WITH_RADII = {"linf": REGIONS["linf"], "l2": lambda x, eps: cj.l2_ball(x, eps, within=(0.0, 1.0))}
 

@@ -1,0 +1,132 @@
+"""Numbers far apart, too small and too large: what underflows or overflows proves nothing."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import cure_jax as cj
+from cure_jax import graph as graphs
+from cure_jax import rules
+from cure_jax.certification import METHODS
+from tests.networks import random_mlp
+
+# Of two pixels the second is scaled by this much before a nonlinearity, and scaled back after it.
+SMALL_ROWS = {
+    "product": lambda x, small: jnp.diag(jnp.array([1.0, small])) @ x,
+    "sum": lambda x, small: jnp.sum(jnp.stack([x, 0 * x], axis=1) * jnp.array([[1.0], [small]]), axis=1),
+    "convolution": lambda x, small: lax.conv(
+        jnp.tile(x, 2)[None, None], jnp.diag(jnp.array([1.0, small]))[:, None], (2,), "VALID"
+    )[0, :, 0],
+}
+
+
+@pytest.mark.parametrize("rows", list(SMALL_ROWS))
+@pytest.mark.parametrize(
+    ("p", "small", "radii"),
+    [(1.05, 1e-4, (0.3, 3e-5)), (1.2, 1e-9, (0.3, 0.3)), (1.5, 1e-14, (0.3, 0.3)), (2.0, 1e-20, (0.3, 0.3))],
+)
+def test_a_row_that_is_small_beside_others_keeps_its_radius(rows, p, small, radii):
+    """Powers of what is small relative to the largest weight and radius of a layer are 0 in float32."""
+
+    def f(x):
+        return jax.nn.relu(SMALL_ROWS[rows](x, small)) * jnp.array([1.0, 1 / small])
+
+    x, radii = jnp.full(2, 0.5), jnp.array(radii)
+    for method in ("ibp", "crown", "box_ball", "sdp_crown"):
+        bounds = jax.jit(lambda x, radii, method=method: METHODS[method](f)(cj.lp_ball(x, radii, p)))(x, radii)
+        assert np.all(bounds.upper >= (x + radii) * (1 - 1e-5))
+        assert np.all(bounds.upper <= (x + radii) * (1 + 1e-4))
+        # The optimised bound of all at once takes the upper ends of another method.
+        assert np.all(bounds.lower <= (x - radii) * (1 + 1e-5))
+
+
+def pooled(x):
+    """The maximum of two pixels that overflow, and of padding."""
+    images = (x * 1e38).reshape(1, 1, 2, 1)
+    return lax.reduce_window(images, -jnp.inf, lax.max, (1, 1, 3, 1), (1, 1, 1, 1), ((0, 0), (0, 0), (1, 0), (0, 0)))
+
+
+def curved(x):
+    """About x + 87, by way of numbers of which the greater ones overflow."""
+    return 100 * jnp.tanh(jnp.log(x[0] * 1e38) / 100)
+
+
+# Two logits, an example of class 0, its limits, and a point within them that is of class 1.
+OVERFLOWING = {
+    "pooling": (lambda x: jnp.stack([pooled(x).ravel()[0], jnp.float32(-1e38)]), (-0.5, -0.5), (-5.0, 0.0), (-2, -2)),
+    "affine": (lambda x: jnp.stack([curved(x), 70.0 + 10 * (x[0] - 3.0)]), (3.0,), (3.0, 6.0), (3.2,)),
+}
+
+
+@pytest.mark.parametrize("name", list(OVERFLOWING))
+def test_what_overflows_proves_nothing(name):
+    f, x, limits, other = OVERFLOWING[name]
+    x, other = jnp.array(x), jnp.array(other, jnp.float32)
+    region = cj.linf_ball(x, 4.5, within=limits)
+    assert region.contains(other)
+    assert np.argmax(f(x)) == 0
+    assert np.argmax(f(other)) == 1
+    for method in (*METHODS, ("crown", "box_ball")):
+        assert not jax.jit(lambda x, method=method: cj.certify(f, x, 0, region, method).verified)(x)
+
+
+def test_limits_that_overflowed_are_none():
+    bounds = cj.Interval(jnp.array([jnp.inf, jnp.nan, -jnp.inf, 1.0]), jnp.array([jnp.inf, 1.0, -jnp.inf, jnp.nan]))
+    safe = bounds.without_overflow()
+    np.testing.assert_array_equal(safe.lower, [-math.inf, -math.inf, -math.inf, 1.0])
+    np.testing.assert_array_equal(safe.upper, [math.inf, 1.0, math.inf, math.inf])
+
+
+@pytest.mark.parametrize(("function", "neutral"), [(jnp.maximum, -math.inf), (jnp.minimum, math.inf)])
+def test_a_neutral_constant_leaves_an_operand_as_it_is_even_an_infinite_one(function, neutral):
+    graph = graphs.trace(lambda x: function(x, neutral), jnp.zeros(3))
+    (equation,) = [equation for equation in graph.equations if equation.name in ("max", "min")]
+    operand = cj.Interval(jnp.array([-jnp.inf, -1.0, -jnp.inf]), jnp.array([2.0, jnp.inf, jnp.inf]))
+    for line in rules.lookup(equation).relax(equation, [operand], None):
+        np.testing.assert_array_equal(line.slopes[0], np.ones(3))
+        np.testing.assert_array_equal(line.intercept, np.zeros(3))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("upper", [1e-20, 1e-19, 1e-17, 1e-15, 1e-13, 1e-9])
+def test_lines_hold_for_the_root_of_numbers_whose_slope_is_not_represented(upper, alpha):
+    graph = graphs.trace(jnp.sqrt, jnp.zeros(1))
+    (equation,) = graph.equations
+    box = cj.Interval(jnp.zeros(1), jnp.full(1, upper))
+    lower, above = rules.lookup(equation).relax(equation, [box], jnp.full(1, alpha))
+    points = float(np.float32(upper)) * np.concatenate([np.linspace(0, 1, 1001), np.geomspace(1e-12, 1, 200)])
+    for line, sign in ((lower, 1), (above, -1)):
+        values = float(line.slopes[0][0]) * points + float(line.intercept[0])
+        assert np.all(sign * (np.sqrt(points) - values) >= 0)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-9, 1e-8, 1e-7])
+def test_many_steps_find_no_gain_in_rounding(eps):
+    """The region is narrower than the rounding of the layers, so slopes and multipliers are free."""
+    f, x = random_mlp(3, (10, 30, 30, 30, 3)), jnp.asarray(np.random.default_rng(0).uniform(size=10), jnp.float32)
+    bounds = jax.jit(lambda eps: cj.sdp_crown(f, 100)(cj.l2_ball(x, eps)))(eps)
+    scale = np.max(np.abs(f(x)))
+    assert np.all(bounds.lower <= f(x) + 1e-5 * scale)
+    assert np.all(bounds.upper >= f(x) - 1e-5 * scale)
+    assert np.all(bounds.upper - bounds.lower < 1e-3 * scale)
+
+
+def test_softmax_leaves_the_tightest_bounds_as_they_are():
+    """Its maximum with -inf is a layer of two pieces whose kink is at infinity."""
+    inner, x = random_mlp(5, (4, 8, 3)), jnp.full(4, 0.5)
+    region, label = cj.l2_ball(x, 0.01), int(np.argmax(inner(x)))
+    compute = jax.jit(
+        lambda x: {
+            method: cj.certify(lambda x: jax.nn.softmax(inner(x)), x, label, region, method)
+            for method in ("box_ball", "sdp_crown", "crown", "best")
+        }
+    )
+    found = compute(x)
+    assert all(np.isfinite(certificate.margin) for certificate in found.values())
+    assert found["sdp_crown"].margin >= found["box_ball"].margin - 1e-5
+    assert found["best"].margin >= found["crown"].margin - 1e-6
+    assert found["best"].verified
