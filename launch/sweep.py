@@ -74,10 +74,15 @@ def main(arguments: Sequence[str]) -> None:
     runs = _with_own_starts(runs)
     workdirs = {str(run.workdir) for run in runs}
     later = [run for run in runs if run.config.get("start_from") in workdirs]
-    failures = _run_all([run for run in runs if run not in later]) | _run_all(later)
+    failures = _run_all([run for run in runs if run not in later])
+    orphans = {run.workdir: run.config["start_from"] for run in later if Path(run.config["start_from"]) in failures}
+    failures |= {workdir: f"not begun, as {start} failed" for workdir, start in orphans.items()}
+    failures |= _run_all([run for run in later if run.workdir not in orphans])
     done = [run for run in runs if run.workdir not in failures]
     if done:
-        write_report(root, [(run.entry.name, run.result) for run in done])
+        write_report(
+            root if _SPLIT.value == "test" else root / _SPLIT.value, [(run.entry.name, run.result) for run in done]
+        )
     if failures:
         listed = "".join(f"\n  {workdir}: {error}" for workdir, error in failures.items())
         sys.exit(f"error: {len(failures)} of {len(runs)} runs failed, and are not in the tables:{listed}")
@@ -95,7 +100,7 @@ def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> R
 
 def _with_own_starts(runs: list[Run]) -> list[Run]:
     """Lets each fine-tuning begin from the network of this sweep and its seed."""
-    workdirs = {(run.entry.directory, run.config["seed"]): run.workdir for run in runs}
+    workdirs = {(run.config["setting"], run.entry.directory, run.config["seed"]): run.workdir for run in runs}
     changed = []
     for run in runs:
         start = entries.own_start(run.config, run.arguments, workdirs)

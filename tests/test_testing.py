@@ -1,6 +1,7 @@
 """The assertions for users: they pass for what is right, and fail for each planted bug with a message that helps."""
 
 import dataclasses
+import functools
 import math
 import sys
 
@@ -54,6 +55,22 @@ def test_gradient_ascent_finds_what_samples_do_not():
     wrong = lambda f: lambda region: Interval(jnp.zeros(1), jnp.full(1, 0.8))  # noqa: E731
     with pytest.raises(AssertionError, match="found by gradient ascent"):
         testing.assert_bounds_sound(wrong, f, region, key=KEY, num_samples=20)
+
+
+@pytest.mark.parametrize("second", [lambda x: x * 1e38 * 1e2, lambda x: jnp.sqrt(x - 10)], ids=["inf", "nan"])
+def test_values_that_are_infinite_or_no_numbers_excuse_nothing(second):
+    def f(x):
+        return jnp.stack([x[0], second(x[1])])
+
+    def too_tight(f):
+        return lambda region: cj.Interval(jnp.array([0.0, -jnp.inf]), jnp.array([0.1, jnp.inf]))
+
+    def finite(f):
+        return lambda region: cj.Interval(jnp.array([0.0, 0.0]), jnp.array([1.0, 1e38]))
+
+    for bound, index in ((too_tight, 0), (finite, 1)):
+        with pytest.raises(AssertionError, match=rf"output \({index},\) is"):
+            testing.assert_bounds_sound(bound, f, cj.linf_ball(jnp.full(2, 0.6), 0.3), key=KEY, num_samples=20)
 
 
 def test_bounds_of_another_shape_or_without_numbers_are_refused():
@@ -123,8 +140,13 @@ class Broken:
     ball: LpBall
     methods: dict
 
-    def __getattr__(self, name):
+    def _method(self, name):
         return self.methods.get(name, getattr(self.ball, name))
+
+
+# Written out, as Python 3.12 looks for the methods of a protocol without calling `__getattr__`.
+for method in ("bounding_box", "contains", "project", "sample", "steepest", "support"):
+    setattr(Broken, method, property(functools.partial(Broken._method, name=method)))
 
 
 BALL = cj.l2_ball(X, 0.5)

@@ -81,7 +81,8 @@ def certify(
     Soundness:
       `verified` implies that every point of the region is classified as `label` by the network in real arithmetic,
       up to float32 rounding of the bounds themselves (computed at the highest precision of the backend); with
-      arithmetic="outward" without that exception.
+      arithmetic="outward" without that exception, for the region that the arrays hold (a radius of 0.7 is
+      0.699999988 in float32).
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj

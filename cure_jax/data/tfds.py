@@ -4,6 +4,7 @@ Prepared copies in the `array_record` format are read through `as_data_source`. 
 the network once; reading needs neither. The package is imported on first use (extra `data`).
 """
 
+import re
 from types import ModuleType
 from typing import Any
 
@@ -97,7 +98,7 @@ def _slice(splits: Any, name: str, split: str) -> str:
     if split == "test":
         return "test" if "test" in splits else "validation"
     total = splits["train"].num_examples
-    kept = total - HELD_OUT.get(name.split("/")[0], total // 10)
+    kept = total - HELD_OUT.get(re.split("[/:]", name)[0], total // 10)
     return f"train[:{kept}]" if split == "train" else f"train[{kept}:]"
 
 

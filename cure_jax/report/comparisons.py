@@ -55,7 +55,7 @@ def compare_curves(
             panel.axvline(training_radii[norm], color=MARK_COLOR, linestyle=":", linewidth=1.5, zorder=1)
         panel.set(xlabel=f"{norm_name(norm)} radius", xlim=(0, None))
         tidy(panel)
-    panels[0].set(ylim=(0, 101), ylabel="certified test examples (%)")
+    panels[0].set(ylim=(0, 101), ylabel="certified examples (%)")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=across, frameon=False)
     figure.savefig(path, format="png", dpi=200)
 

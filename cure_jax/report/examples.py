@@ -120,7 +120,7 @@ def union_diagram(
         panel.set_visible(False)
     for dots in grid[:, 0]:
         _draw_dots(dots, norms, subsets)
-    label = "test examples certified in exactly these norms (%); dark: in the union"
+    label = "examples certified in exactly these norms (%); dark: in the union"
     figure.supxlabel("\n".join(textwrap.wrap(label, 36)) if across == 1 else label, fontsize=9)
     figure.savefig(path, format="png", dpi=200)
 

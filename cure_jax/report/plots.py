@@ -56,7 +56,7 @@ def certified_against_radius(
         if training_radii and norm in training_radii:
             line = panel.axvline(training_radii[norm], color=MARK_COLOR, linestyle=":", linewidth=1.5, zorder=1)
             handles["training radius"] = line
-    panels[0].set(ylim=(0, 101), ylabel="test examples (%)")
+    panels[0].set(ylim=(0, 101), ylabel="examples (%)")
     legend = figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), frameon=False)
     for line in legend.get_lines():
         # The panels have different colours: the legend explains the dashes alone.
@@ -89,7 +89,7 @@ def compare_methods(
     for place, (name, (color, statistics)) in enumerate(series.items()):
         positions = [row + (place - (len(series) - 1) / 2) * height for row in range(len(rows))]
         _draw_bars(axes, positions, height, statistics, color=color, label=name)
-    axes.set(xlim=(0, 106), xlabel="test examples (%)", ylim=(len(rows) - 0.45, -0.55))
+    axes.set(xlim=(0, 106), xlabel="examples (%)", ylim=(len(rows) - 0.45, -0.55))
     axes.set_xticks(range(0, 101, 20))
     axes.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(plain(row.label), 28)) for row in rows])
     axes.tick_params(axis="y", length=0)

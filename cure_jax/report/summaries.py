@@ -49,7 +49,8 @@ class Summary:
       label: Name of the row.
       radii: Radius of each norm of the union, in pixel units.
       count: Number of runs (seeds).
-      num_examples: Number of test examples of each run, or None if they differ.
+      split: Of the data, "test" or "validation".
+      num_examples: Number of its examples in each run, or None if they differ.
       clean: Accuracy.
       certified: Certified fraction of each norm of the union.
       union: Fraction certified for every norm of the union at once.
@@ -65,6 +66,7 @@ class Summary:
     label: str
     radii: dict[str, float]
     count: int
+    split: str
     num_examples: int | None
     clean: Statistic
     certified: dict[str, Statistic]
@@ -89,9 +91,12 @@ def summarize(results: Iterable[Result], *, label: Callable[[Result], str] | Non
       The rows. If the results do not all have the same radii, each name is followed by its radii.
 
     Raises:
-      ValueError: There are no results, one lacks an entry or has a number that is not a fraction, or a union exceeds
-        one of its norms, which no sound computation gives.
+      ValueError: There are no results, one lacks an entry or has a number that is not a fraction, they are of several
+        splits, or a union exceeds one of its norms, which no sound computation gives.
     """
+    results = list(results)
+    if len(splits := sorted({str(result.get("split", "test")) for result in results})) > 1:
+        raise ValueError(f"Got results of the splits {', '.join(splits)}; expected those of one. Make a table of each.")
     groups: dict[tuple[str, tuple[tuple[str, float], ...]], list[Result]] = {}
     for number, result in enumerate(results):
         _check(number, result)
@@ -153,6 +158,7 @@ def _summary(label: str, radii: dict[str, float], runs: list[Result]) -> Summary
         label=label,
         radii=radii,
         count=len(runs),
+        split=str(runs[0].get("split", "test")),
         num_examples=sizes.pop() if len(sizes) == 1 else None,
         clean=clean,
         certified=_of_each_norm(runs, "certified"),

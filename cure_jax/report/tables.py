@@ -223,7 +223,7 @@ def _origin(row: Summary, name: str, markup: _Markup) -> str:
 def _caption(rows: list[Summary], *, gap: bool = True) -> str:
     sizes = {row.num_examples for row in rows}
     size = sizes.pop() if len(sizes) == 1 else None
-    text = f"Percent of {size} test examples" if size else "Percent of the test examples"
+    text = f"Percent of {size or 'the'} {rows[0].split} examples"
     if any(row.count > 1 for row in rows):
         text += "; mean ± population standard deviation over n runs (divided by n, not n - 1)"
     if not gap:

@@ -17,13 +17,19 @@ def assert_enclosed(
     lower, upper = np.asarray(interval.lower), np.asarray(interval.upper)
     require(lower.shape == values.shape[1:], f"The bounds have shape {lower.shape}; expected {values.shape[1:]}.")
     require(not np.any(np.isnan(lower) | np.isnan(upper)), "A bound is not a number.")
-    excess = np.maximum(lower[None] - values, values - upper[None])
-    place = np.unravel_index(np.argmax(np.nan_to_num(excess, nan=-np.inf)), excess.shape)
-    allowed = tolerance * max(1.0, float(np.nanmax(np.abs(values), initial=0.0)))
-    if not np.nan_to_num(excess, nan=-np.inf)[place] > allowed:
+    with np.errstate(invalid="ignore"):
+        excess = np.maximum(lower[None] - values, values - upper[None])
+    # Infinity less itself: a value that is infinite as its bound is. A value that is no number is within no bounds but
+    # infinite ones.
+    excess = np.where(np.isnan(excess), -np.inf, excess)
+    unbounded = np.isneginf(lower) & np.isposinf(upper)
+    excess = np.where(np.isnan(values) & ~unbounded[None], np.inf, excess)
+    place = np.unravel_index(np.argmax(excess), excess.shape)
+    allowed = tolerance * float(np.max(np.abs(values), where=np.isfinite(values), initial=1.0))
+    if not excess[place] > allowed:
         return
     index = tuple(int(i) for i in place[1:])
-    below = values[place] < lower[index]
+    below = not values[place] > upper[index]
     side, limit = ("below its lower", lower[index]) if below else ("above its upper", upper[index])
     raise AssertionError(
         f"{name} {index} is {values[place]:.6g}, {side} bound {limit:.6g} by {excess[place]:.3g} "

@@ -182,6 +182,8 @@ def _check_norms(config: Config) -> None:
             norm_exponent(name)
             is_radius = isinstance(eps, int | float) and 0 <= eps < math.inf
             _require(is_radius, f"{group}.{name}", eps, "a finite radius >= 0 in pixels of [0, 1]")
+    both = [norm for norm in config.reported if norm in config.radii]
+    _require(not both, "reported", dict(config.reported), f"norms outside of radii, which has {', '.join(both)} too")
     _require(len(config.radii) > 0, "radii", dict(config.radii), "at least one norm to certify")
     _require(len(config.losses) > 0, "losses", {}, "at least one norm to train")
     for name, loss in config.losses.items():

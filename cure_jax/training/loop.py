@@ -148,13 +148,13 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     workdirs.check_config(workdir, _identity(config))
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
-    abstract = jax.eval_shape(lambda: initial_state(config, recipe, example))
+    abstract = jax.eval_shape(lambda: initial_state(config, recipe, example, start=False))
     _, state, _ = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     return Fitted(model, state, [])
 
 
-def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Array) -> TrainState:
-    """The state before the first step, a function of `config.seed`."""
+def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Array, *, start: bool = True) -> TrainState:
+    """The state before the first step, a function of `config.seed` and, if `start`, of the network of `start_from`."""
     key = jax.random.key(config.seed)
     init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
     pixels = as_pixels(jnp.asarray(example))
@@ -162,7 +162,7 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
-    if config.start_from:
+    if start and config.start_from:
         variables = load_variables(config.start_from, variables)
         params = variables["params"]
     vectors: tuple[jax.Array, ...] = ()

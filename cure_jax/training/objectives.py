@@ -185,7 +185,9 @@ def small_box(
         region = _grown(ball, x, eps * scale)
         found = _attack(network, x, label, region, key, steps)
         hull = region.bounding_box()
-        half_width = jnp.full(x.shape, jnp.where(scale > 0, ratio * eps * scale, _LEAST_HALF_WIDTH), x.dtype)
+        # On the ramp never so narrow that the box, and what the regulariser sees of it, is rounding.
+        width = ratio * eps * scale
+        half_width = jnp.full(x.shape, jnp.where(scale < 1, jnp.maximum(width, _LEAST_HALF_WIDTH), width), x.dtype)
         if inside:
             half_width = jnp.minimum(half_width, hull.radius)
         # Where the limits cross, the upper one wins.

@@ -19,6 +19,7 @@ from launch.parts import common, provenance
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
 # A plus sign starts an override only where `field=` follows: 1e+5 is a number.
+_WHOLE = ("radii", "reported", "weights", "model")
 _OVERRIDE = re.compile(r"\+(?=[A-Za-z_][\w.]*=)")
 
 
@@ -100,7 +101,8 @@ def arguments_of(entry: Entry, overrides: Sequence[str]) -> list[str]:
 def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """The fields in which a finished run's config is not the wanted one.
 
-    A field that only one of them has does not count, except for radii: it came or went with another version.
+    A field that only one of them has does not count: it came or went with another version. But of radii, weights, the
+    model and the norms that are trained every entry counts.
 
     Args:
       done: `config` in certify.json.
@@ -110,22 +112,24 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
       Names of fields.
     """
     old, new = (flatten_dict(dict(fields), sep=".") for fields in (done, wanted))
-    radii = [part for part in ("radii", "reported") if done.get(part) != wanted.get(part)]
+    whole = [part for part in ("radii", "reported") if done.get(part) != wanted.get(part)]
+    whole += [part for part in ("weights", "model") if part in done and done[part] != wanted.get(part)]
+    whole += ["losses"] if "losses" in done and {*done["losses"]} != {*wanted.get("losses", {})} else []
     shared = [name for name in new if name in old and name not in _INCIDENTAL and old[name] != new[name]]
-    return [*radii, *(name for name in shared if name.partition(".")[0] not in ("radii", "reported"))]
+    return [*whole, *(name for name in shared if name.partition(".")[0] not in _WHOLE)]
 
 
 def own_start(
-    config: Mapping[str, Any], arguments: Sequence[str], workdirs: Mapping[tuple[str, int], Path]
+    config: Mapping[str, Any], arguments: Sequence[str], workdirs: Mapping[tuple[str, str, int], Path]
 ) -> Path | None:
-    """The run of the same sweep and seed from whose weights a fine-tuning begins.
+    """The run of the same sweep, setting and seed from whose weights a fine-tuning begins.
 
     A config names one directory for all seeds, such as `runs/digits/linf`; a sweep has a network for each.
 
     Args:
       config: From `read_config`; `start_from` is empty or the work directory of another training.
       arguments: What its launchers get; a `--config.start_from` among them is obeyed.
-      workdirs: {(directory of the entry, seed): work directory} of the sweep.
+      workdirs: {(setting, directory of the entry, seed): work directory} of the sweep.
 
     Returns:
       The work directory of that run; None if there is no such one, or a start was asked for.
@@ -133,7 +137,7 @@ def own_start(
     start = config.get("start_from")
     if not start or any(argument.startswith("--config.start_from=") for argument in arguments):
         return None
-    return workdirs.get((Path(start).name, config["seed"]))
+    return workdirs.get((config["setting"], Path(start).name, config["seed"]))
 
 
 def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

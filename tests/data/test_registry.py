@@ -33,7 +33,9 @@ def test_digits_need_no_optional_package(monkeypatch):
     assert len(data.load("digits", "test").labels) == 300
 
 
-@pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("mnist", 1), ("cifar10", 3), ("tfds:cifar10", 3)])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("digits", 1), ("mnist", 1), ("cifar10", 3), ("tfds:cifar10", 3), ("tfds:cifar10:3.0.2", 3)]
+)
 def test_normalization_has_one_positive_std_for_each_channel(name, channels):
     mean, std = data.normalization(name)
     assert len(mean) == len(std) == channels

@@ -68,10 +68,11 @@ def test_validation_is_the_last_tenth_of_train(tfds, split, numbers):
     assert tfds.data_dir == "folder"
 
 
-def test_mnist_holds_out_ten_thousand(tfds):
-    tfds.builders["mnist"] = _Builder({"train": 12_000, "test": 5})
-    assert len(data.load("mnist", "train").labels) == 2_000
-    assert len(data.load("mnist", "validation").labels) == 10_000
+@pytest.mark.parametrize("name", ["mnist", "tfds:mnist", "tfds:mnist:3.0.1", "tfds:mnist/default:3.0.1"])
+def test_mnist_holds_out_ten_thousand(tfds, name):
+    tfds.builders[name.removeprefix("tfds:")] = _Builder({"train": 12_000, "test": 5})
+    assert len(data.load(name, "train").labels) == 2_000
+    assert len(data.load(name, "validation").labels) == 10_000
 
 
 def test_without_test_labels_the_validation_split_is_the_test(tfds):

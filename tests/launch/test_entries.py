@@ -110,13 +110,22 @@ def test_differences_of_configs():
     # Another version of the library has other fields; other radii are another question.
     assert entries.differences(done, {name: value for name, value in done.items() if name != "gone"} | {"new": 1}) == []
     assert entries.differences(done, {**done, "radii": {"linf": 0.1, "l2": np.float64(0.5)}}) == ["radii"]
+    assert entries.differences(done, {**done, "losses": {}}) == ["losses"]
+    assert entries.differences({**done, "weights": {}}, {**done, "weights": {"l2": 1.0}}) == ["weights"]
+    assert entries.differences({**done, "model": {"options": {}}}, {**done, "model": {"options": {"width": 32}}}) == [
+        "model"
+    ]
 
 
 def test_a_fine_tuning_starts_from_its_own_sweep_and_seed():
-    workdirs = {("linf", seed): Path(f"elsewhere/linf/seed_{seed}") for seed in (0, 1)}
-    config = {"seed": 1, "start_from": "runs/digits/linf"}
+    workdirs = {("digits", "linf", seed): Path(f"elsewhere/linf/seed_{seed}") for seed in (0, 1)}
+    config = {"setting": "digits", "seed": 1, "start_from": "runs/digits/linf"}
     assert entries.own_start(config, ["--config.epochs=3"], workdirs) == Path("elsewhere/linf/seed_1")
-    # There is none of that seed or name, another one was asked for, or nothing is fine-tuned.
+    # There is none of that setting, seed or name, another one was asked for, or nothing is fine-tuned.
+    assert (
+        entries.own_start({**config, "setting": "mnist_large", "start_from": "runs/mnist_large/linf"}, [], workdirs)
+        is None
+    )
     assert entries.own_start({**config, "seed": 2}, [], workdirs) is None
     assert entries.own_start({**config, "start_from": "runs/digits/l2"}, [], workdirs) is None
     assert entries.own_start(config, ["--config.start_from=runs/digits/linf"], workdirs) is None

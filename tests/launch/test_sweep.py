@@ -124,6 +124,15 @@ def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     assert r"\begin{tabular}" in (runs / "table.tex").read_text()
 
 
+def test_a_fine_tuning_whose_source_failed_does_not_begin(sweep, tmp_path):
+    runs, configs = tmp_path / "runs", "configs/digits.py:linf,configs/digits.py:finetune"
+    first = sweep(f"--configs={configs}", "--seeds=0,1", fail="train.py:linf")
+    assert first.returncode == 1
+    assert f"{runs / 'finetune' / 'seed_1'}: not begun, as {runs / 'linf' / 'seed_1'} failed" in first.stderr
+    assert not (runs / "finetune" / "seed_1" / "log.txt").exists()
+    assert sweep(f"--configs={configs}", "--seeds=0,1").returncode == 0
+
+
 def test_another_certification_trains_nothing_again(sweep, tmp_path):
     workdir, config = tmp_path / "runs" / "max", "--configs=configs/digits.py:max"
     counts, seconds = [], []

@@ -86,7 +86,7 @@ def test_texts_of_a_single_panel_fit_into_the_picture(tmp_path, figures):
     report.union_diagram(tmp_path / "union.png", {"a": [_verdicts(linf="10", l2="10")]})
     (figure,) = figures
     figure.draw_without_rendering()
-    (label,) = [text for text in figure.findobj(Text) if text.get_text().startswith("test examples")]
+    (label,) = [text for text in figure.findobj(Text) if text.get_text().startswith("examples")]
     box = label.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
 

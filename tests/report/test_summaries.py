@@ -76,3 +76,12 @@ def test_a_union_above_a_norm_is_refused():
 def test_missing_entries_are_named():
     with pytest.raises(ValueError, match=r"Result 0 lacks \['certified', 'radii'\]"):
         report.summarize([{"method": "a", "clean": 0.5}])
+
+
+def test_the_split_is_told_and_not_mixed():
+    validation = _result(split="validation")
+    assert [row.split for row in report.summarize([validation])] == ["validation"]
+    assert [row.split for row in report.summarize([_result()])] == ["test"]
+    assert "Percent of 1000 validation examples" in report.markdown([validation])
+    with pytest.raises(ValueError, match="splits test, validation"):
+        report.summarize([validation, _result()])

@@ -59,6 +59,7 @@ def test_the_default_config_is_right() -> None:
         ({"radii.2": 0.1}, r"Unknown norm '2'"),
         ({"reported.l1": -1.0}, r"config\.reported\.l1 is -1\.0"),
         ({"reported.x": 1.0}, r"Unknown norm 'x'"),
+        ({"reported.l2": 0.1}, r"config\.reported .*norms outside of radii, which has l2 too"),
         ({"losses": {}}, r"config\.losses is {}; expected at least one norm to train"),
         ({"losses": {"l1": _SMALL}}, r"config\.losses\.l1 is .*expected a norm that has a radius \(l2, linf\)"),
         ({"losses.linf.kind": "sabr"}, r"config\.losses\.linf\.kind is 'sabr'; expected one of natural, pgd"),

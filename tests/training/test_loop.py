@@ -1,5 +1,6 @@
 """The loop: it learns, stops at NaN, resumes to the last bit, and never touches what is not its own."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,16 @@ def test_restore_reads_the_network_and_writes_nothing(finished: tuple[Path, loop
 def test_restore_of_another_network_is_refused(finished: tuple[Path, loop.Fitted]) -> None:
     with pytest.raises(CheckpointError, match=r"another model.*Dense_1\.bias is float32\[6\], expected float32\[7\]"):
         restore(tiny.TinyMLP(width=7), _DATA[0][:1], _quick(), finished[0])
+
+
+def test_a_fine_tuned_network_needs_its_source_no_more(finished: tuple[Path, loop.Fitted], tmp_path: Path) -> None:
+    source, tuned = tmp_path / "source", tmp_path / "tuned"
+    shutil.copytree(finished[0], source)
+    config = _quick(start_from=str(source))
+    fitted = fit(_MLP, _DATA, config, tuned)
+    shutil.rmtree(source)
+    restored = restore(_MLP, _DATA[0][:1], config, tuned)
+    chex.assert_trees_all_equal(_arrays(restored.state), _arrays(fitted.state))
 
 
 def test_restore_without_a_run_or_without_a_checkpoint_says_so(
