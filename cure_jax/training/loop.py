@@ -105,6 +105,13 @@ def fit(
       RuntimeError: if the processes were given different things.
     """
     check(config)
+    if config.ramp_end > config.epochs:
+        _LOGGER.warning(
+            "The radius is reached at epoch %g (ramp_end), but the training ends after %d: raise epochs, or lower "
+            "ramp_end.",
+            config.ramp_end,
+            config.epochs,
+        )
     images, labels = _prepared(model, data, config.augmentation.crop)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:

@@ -156,6 +156,12 @@ def test_restore_of_another_network_is_refused(finished: tuple[Path, loop.Fitted
         restore(tiny.TinyMLP(width=7), _DATA[0][:1], _quick(), finished[0])
 
 
+def test_a_radius_that_is_never_reached_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    for ramp_end, told in ((1.0, False), (2.0, True)):
+        fit(_MLP, _DATA, _quick(epochs=1, ramp_end=ramp_end, milestones=()))
+        assert ("The radius is reached at epoch 2 (ramp_end), but the training ends after 1" in caplog.text) == told
+
+
 def test_a_fine_tuned_network_needs_its_source_no_more(finished: tuple[Path, loop.Fitted], tmp_path: Path) -> None:
     source, tuned = tmp_path / "source", tmp_path / "tuned"
     shutil.copytree(finished[0], source)
