@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 __all__ = [
     "check_same",
+    "digest",
     "divide",
     "fetch",
     "first_says",
@@ -221,7 +222,7 @@ def check_same(**things: Any) -> None:
     """
     if jax.process_count() == 1:
         return
-    digests = np.stack([np.frombuffer(_digest(thing), np.uint8) for thing in things.values()])
+    digests = np.stack([np.frombuffer(digest(thing), np.uint8) for thing in things.values()])
     everywhere = np.asarray(multihost_utils.process_allgather(digests))
     different = [name for index, name in enumerate(things) if np.any(everywhere[:, index] != everywhere[0, index])]
     if different:
@@ -231,7 +232,8 @@ def check_same(**things: Any) -> None:
         )
 
 
-def _digest(thing: Any) -> bytes:
+def digest(thing: Any) -> bytes:
+    """SHA-256 of a pytree of arrays, with their types and shapes, and JSON values."""
     sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(thing):
         if isinstance(leaf, np.ndarray | jax.Array):

@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -97,7 +98,7 @@ def fit(
 
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
-      WorkdirError: if `workdir` was made with another config; nothing in it is changed.
+      WorkdirError: if `workdir` was made with another config or other data; nothing in it is changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
         does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
@@ -132,6 +133,7 @@ def fit(
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
+            _check_data(workdir, restored[2], trainer.data_sha256)
             _LOGGER.info("Resumed at step %d in %s.", restored[0], workdir)
         with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
             return trainer.run(state, checkpoints, writer)
@@ -186,6 +188,16 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     )
 
 
+def _check_data(workdir: str | os.PathLike, metadata: Mapping[str, Any], sha256: str) -> None:
+    """A checkpoint knows the data that it was trained on; those of earlier versions do not."""
+    if (saved := metadata.get("data_sha256", sha256)) != sha256:
+        raise workdirs.WorkdirError(
+            f"The network in {workdir} was trained on other images or labels (SHA-256 {saved[:12]}..., now "
+            f"{sha256[:12]}...); the same were expected. Choose another work directory, or give it the data it began "
+            "with. Nothing was changed."
+        )
+
+
 def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
@@ -215,6 +227,11 @@ class _Trainer:
     validation: Arrays | None
     total: int
     workdir: str | os.PathLike | None
+
+    @functools.cached_property
+    def data_sha256(self) -> str:
+        """Of the images and labels."""
+        return distributed.digest(self.data).hex()
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
         compiled = self._compiled()
@@ -278,7 +295,8 @@ class _Trainer:
         if writer is not None:
             writer.write(step, {name: value for name, value in record.items() if name != "step"})
         if save and checkpoints is not None:
-            checkpoints.save(step, state, {"validation_accuracy": record.get("validation_accuracy")})
+            metadata = {"validation_accuracy": record.get("validation_accuracy"), "data_sha256": self.data_sha256}
+            checkpoints.save(step, state, metadata)
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
         variables = distributed.local(state.variables)

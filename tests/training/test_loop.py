@@ -162,6 +162,16 @@ def test_a_radius_that_is_never_reached_is_told(caplog: pytest.LogCaptureFixture
         assert ("The radius is reached at epoch 2 (ramp_end), but the training ends after 1" in caplog.text) == told
 
 
+def test_other_data_do_not_continue_a_training(finished: tuple[Path, loop.Fitted], tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    images, labels = _DATA
+    for other in ((images[::-1], labels), (images, np.roll(labels, 1)), (images[:-1], labels[:-1])):
+        with pytest.raises(WorkdirError, match="was trained on other images or labels"):
+            fit(_MLP, other, _quick(), workdir)
+    fit(_MLP, _DATA, _quick(), workdir)
+
+
 def test_a_fine_tuned_network_needs_its_source_no_more(finished: tuple[Path, loop.Fitted], tmp_path: Path) -> None:
     source, tuned = tmp_path / "source", tmp_path / "tuned"
     shutil.copytree(finished[0], source)
