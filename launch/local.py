@@ -66,7 +66,8 @@ def wait(job: Sequence[subprocess.Popen], timeout: float = float("inf")) -> int:
     """Waits for all processes; if one fails, kills the others, which would wait for it in vain.
 
     Returns:
-      0 if all ended well, else the first exit status that is not 0 (-N: killed by signal N).
+      0 if all ended well, else the least exit status that is not 0: -N if one was killed by signal N, whatever the
+      others made of it.
 
     Raises:
       TimeoutError: after `timeout` seconds, when all are killed.
@@ -77,7 +78,7 @@ def wait(job: Sequence[subprocess.Popen], timeout: float = float("inf")) -> int:
         failed = [status for status in statuses if status]
         if failed or None not in statuses:
             kill(job)
-            return failed[0] if failed else 0
+            return min(failed, default=0)
         if time.monotonic() > until:
             kill(job)
             raise TimeoutError(f"The job took longer than {timeout} seconds.")

@@ -105,6 +105,6 @@ def test_replicated_means_on_every_device_of_the_mesh() -> None:
 def test_digests_see_values_types_and_shapes() -> None:
     a = np.arange(4.0)
     others = [a.astype(np.float32), a.reshape(2, 2), a + 1, {"seed": 0}, {"seed": 1}, [a, a], jax.random.key(0)]
-    digests = [distributed._digest(thing) for thing in [a, *others, jax.random.key(1)]]
+    digests = [distributed.digest(thing) for thing in [a, *others, jax.random.key(1)]]
     assert len(set(digests)) == len(digests)
-    assert distributed._digest(a.copy()) == digests[0]
+    assert distributed.digest(a.copy()) == digests[0]
