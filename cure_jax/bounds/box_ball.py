@@ -125,7 +125,7 @@ def propagate_balls(
             ball = balls[source.index]
             extent = extent + row_norms(graph, source, target) * ball.radius
             radius = radius + norms[source.index, target.index] * ball.radius
-        box = box.intersect(Interval(middle - extent, middle + extent).without_overflow())
+        box = box.intersect(Interval.around(middle, extent))
         if intermediate is not None:
             box = box.intersect(next(given))
         balls[target.index] = _ball(middle, radius, box)

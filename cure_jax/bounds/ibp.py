@@ -211,7 +211,7 @@ class _Ball(NamedTuple):
         return _Ball(equation.evaluate(self.center), radius, self.p)
 
     def box(self) -> Interval:
-        return Interval(self.center - self.radius, self.center + self.radius)
+        return Interval.around(self.center, self.radius)
 
 
 def _input_ball(region: Region) -> _Ball | None:
@@ -226,7 +226,7 @@ def _input_ball(region: Region) -> _Ball | None:
 def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
-    return Interval(center - radius, center + radius).without_overflow()
+    return Interval.around(center, radius)
 
 
 def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:

@@ -118,7 +118,7 @@ def certified(graph: Graph, region: Region, norms: Mapping[tuple[int, int], jax.
     moved = jnp.zeros_like(value)
     for index, rows in block_rows(graph, graph.output, _row_norm).items():
         moved = moved + _times(constants[index], rows)
-    return Interval(value - rho * moved, value + rho * moved).without_overflow()
+    return Interval.around(value, rho * moved)
 
 
 def block_rows(graph: Graph, target: Node, function: Callable[[dict[int, jax.Array], jax.Array], Any]) -> Any:

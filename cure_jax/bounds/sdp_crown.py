@@ -171,11 +171,9 @@ def sdp_crown(
         known = propagate_balls(graph, region, factors, intermediate)
         cheap = concretized_on_balls(graph, region, known).intersect(certified(graph, region, factors))
         problem = _Problem(graph, region, _layers(graph, known), _relaxations(graph, known))
-        if lower_only:
-            lower = Interval(_greatest_lower_bounds(problem, (1.0,), steps)[0], cheap.upper).without_overflow().lower
-            return Interval(jnp.maximum(cheap.lower, lower), cheap.upper)
-        lower, negative_upper = _greatest_lower_bounds(problem, (1.0, -1.0), steps)
-        return cheap.intersect(Interval(lower, -negative_upper).without_overflow())
+        lower, *negative_upper = _greatest_lower_bounds(problem, (1.0,) if lower_only else (1.0, -1.0), steps)
+        upper = -negative_upper[0] if negative_upper else cheap.upper
+        return cheap.intersect(Interval(lower, upper).without_overflow())
 
     return bounds
 

@@ -1,7 +1,6 @@
 """Data sets by name."""
 
 import functools
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -71,8 +70,7 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Returns:
       Mean and standard deviation, in pixel units of [0, 1].
     """
-    # Without a version.
-    return _NORMALIZATION.get(re.split("[/:]", name.removeprefix(TFDS_PREFIX))[0], ((0.0,), (1.0,)))
+    return _NORMALIZATION.get(tfds.without_version(name.removeprefix(TFDS_PREFIX)), ((0.0,), (1.0,)))
 
 
 def _load_digits(split: str, data_dir: str | None) -> Dataset:

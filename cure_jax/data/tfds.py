@@ -94,11 +94,16 @@ def _prepared_builder(tfds: ModuleType, name: str, data_dir: str | None) -> Any:
     )
 
 
+def without_version(name: str) -> str:
+    """The name of a data set alone, of `name/config:version`."""
+    return re.split("[/:]", name)[0]
+
+
 def _slice(splits: Any, name: str, split: str) -> str:
     if split == "test":
         return "test" if "test" in splits else "validation"
     total = splits["train"].num_examples
-    kept = total - HELD_OUT.get(re.split("[/:]", name)[0], total // 10)
+    kept = total - HELD_OUT.get(without_version(name), total // 10)
     return f"train[:{kept}]" if split == "train" else f"train[{kept}:]"
 
 

@@ -52,6 +52,11 @@ class Interval:
     lower: Float[Array, "*x"]
     upper: Float[Array, "*x"]
 
+    @classmethod
+    def around(cls, center: Float[Array, "*x"], radius: Float[Array, "*x"]) -> "Interval":
+        """Return the box of a computed center and radius; infinite limits where one of these overflowed."""
+        return cls(center - radius, center + radius).without_overflow()
+
     @property
     def center(self) -> Float[Array, "*x"]:
         """The middle of the box."""

@@ -35,7 +35,9 @@ def test_verdicts_are_those_of_single_examples(method):
     assert 0 < result.union.sum() < len(IMAGES)
 
 
-def test_several_methods_are_tried_in_their_order(monkeypatch):
+@pytest.fixture
+def tried(monkeypatch):
+    """The methods of all batches, in their order."""
     tried, bounded = [], dataset._bounded
 
     def spy(*args, method, **options):
@@ -43,6 +45,10 @@ def test_several_methods_are_tried_in_their_order(monkeypatch):
         return bounded(*args, method=method, **options)
 
     monkeypatch.setattr(dataset, "_bounded", spy)
+    return tried
+
+
+def test_several_methods_are_tried_in_their_order(tried):
     regions = {"l2": REGIONS["l2"]}
     first = cj.certify_dataset(F, IMAGES, LABELS, regions, method="crown_ibp", batch_size=1)
     tried.clear()
@@ -73,14 +79,7 @@ def test_attacks_draw_the_same_numbers_however_they_are_divided():
     assert 0 < whole.union.sum() < len(IMAGES)
 
 
-def test_what_an_attack_broke_is_only_tried_cheaply(monkeypatch):
-    tried, bounded = [], dataset._bounded
-
-    def spy(*args, method, **options):
-        tried.append(method)
-        return bounded(*args, method=method, **options)
-
-    monkeypatch.setattr(dataset, "_bounded", spy)
+def test_what_an_attack_broke_is_only_tried_cheaply(tried):
     # As `Partial`s they are compiled once.
     f, regions = Partial(F), {"l2": Partial(lambda x: cj.l2_ball(x, 0.3, within=(0.0, 1.0)))}
     options = {"method": "best", "batch_size": 1}
