@@ -44,7 +44,7 @@ class Certifier:
         """Certifies a batch.
 
         Args:
-          images: `[n, *x]`, floating, pixels in [0, 1].
+          images: `[n, *x]`, floating, pixels in [0, 1], or uint8 (divided by 255).
           labels: `[n]`, class numbers from 0.
 
         Returns:
@@ -52,7 +52,7 @@ class Certifier:
           proved to be the label in the whole region, and the proved margin.
 
         Raises:
-          ValueError: if the shapes are others.
+          ValueError: if the shapes are others, or a pixel is not in [0, 1]: the radii are in this unit.
         """
         images, labels = np.asarray(images), np.asarray(labels)
         shape = tuple(self.metadata["example_shape"])
@@ -60,6 +60,13 @@ class Certifier:
             raise ValueError(
                 f"Got images of shape {images.shape} and labels of shape {labels.shape}, type {labels.dtype}; expected "
                 f"[n, {', '.join(map(str, shape))}] and n integers. Reshape them, and give labels as class numbers."
+            )
+        if images.dtype == np.uint8:
+            images = images.astype(np.float32) / np.float32(255)
+        if not (np.issubdtype(images.dtype, np.floating) and np.all((images >= 0) & (images <= 1))):
+            raise ValueError(
+                f"Got images of type {images.dtype} from {images.min(initial=1)} to {images.max(initial=0)}; expected "
+                "floats in [0, 1] or uint8. Scale them, and leave normalisation by mean and std to the network."
             )
         return jax.device_get(self.program(self.weights, images.astype(np.float32), labels.astype(np.int32)))
 

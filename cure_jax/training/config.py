@@ -193,6 +193,8 @@ def _check_norms(config: Config) -> None:
         _require(
             set(weights) == set(config.losses), "weights", weights, f"those of losses ({', '.join(config.losses)})"
         )
+        in_range = all(0 <= share < math.inf for share in weights.values()) and any(weights.values())
+        _require(in_range, "weights", weights, "finite numbers, at least 0 and not all 0")
     if config.alignment.weight:
         _check_alignment(config)
 

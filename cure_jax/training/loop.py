@@ -39,6 +39,7 @@ Arrays = tuple[np.ndarray, np.ndarray]
 _INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported", "profile_steps")
 # Fields of later versions that change nothing at these values: what was trained before they came can be resumed.
 _WITHOUT_EFFECT = {"warmup_epochs": 0.0}
+_VALIDATION_BATCH = 250
 
 
 class TrainingDiverged(FloatingPointError):
@@ -113,7 +114,16 @@ def fit(
             config.ramp_end,
             config.epochs,
         )
-    images, labels = _prepared(model, data, config.augmentation.crop)
+    crop = config.augmentation.crop
+    images, labels = _prepared(model, data, crop)
+    if validation is not None:
+        expected = center_crop(images[:1], crop).shape[1:]
+        if np.shape(validation[0])[1:] != expected:
+            raise ValueError(
+                f"validation has images of shape {np.shape(validation[0])[1:]}; expected {expected}, as they are "
+                "certified. Crop or resize them."
+            )
+        validation = _prepared(model, validation, 0)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
@@ -123,7 +133,7 @@ def fit(
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
-    state = initial_state(config, recipe, center_crop(images[:1], config.augmentation.crop))
+    state = initial_state(config, recipe, center_crop(images[:1], crop))
     distributed.check_same(
         config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
     )
@@ -158,7 +168,9 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example, start=False))
-    _, state, _ = load(workdirs.as_path(workdir) / "checkpoints", abstract)
+    step, state, metadata = load(workdirs.as_path(workdir) / "checkpoints", abstract)
+    if step < (total := metadata.get("total_steps", step)):
+        _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
     return Fitted(model, state, [])
 
 
@@ -295,13 +307,26 @@ class _Trainer:
         if writer is not None:
             writer.write(step, {name: value for name, value in record.items() if name != "step"})
         if save and checkpoints is not None:
-            metadata = {"validation_accuracy": record.get("validation_accuracy"), "data_sha256": self.data_sha256}
+            metadata = {
+                "validation_accuracy": record.get("validation_accuracy"),
+                "data_sha256": self.data_sha256,
+                "total_steps": self.total,
+            }
             checkpoints.save(step, state, metadata)
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
-        variables = distributed.local(state.variables)
-        logits = jax.jit(apply_batch, static_argnums=0)(self.recipe.model, variables, as_pixels(jnp.asarray(data[0])))
-        return float(np.mean(np.argmax(jax.device_get(logits), axis=-1) == data[1]))
+        predictions = _predictions(self.recipe.model, distributed.local(state.variables), data[0])
+        return float(np.mean(jax.device_get(predictions) == data[1]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predictions(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+    """Classes, computed in batches: a whole split at once needs gigabytes."""
+
+    def one(image: jax.Array) -> jax.Array:
+        return jnp.argmax(apply_batch(model, variables, as_pixels(image)[None])[0])
+
+    return jax.lax.map(one, images, batch_size=_VALIDATION_BATCH)
 
 
 def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]:

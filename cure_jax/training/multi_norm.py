@@ -11,6 +11,7 @@ Source: Jiang, Cheung & Singh, "Towards Generalized Certified Robustness with Mu
 2410.03000, Sections 4.1 (Joint, Max, Random) and 4.2 (bound alignment).
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -59,15 +60,17 @@ def joint(objectives: Mapping[str, Objective], weights: Mapping[str, float] | No
 
     Args:
       objectives: by norm; one alone gives single-norm training.
-      weights: by norm; equal shares if None.
+      weights: by norm, at least 0, not all 0; equal shares if None.
 
     Raises:
-      ValueError: if there is no objective, or weights and objectives have different names.
+      ValueError: if there is no objective, weights and objectives have different names, or a weight is out of range.
     """
     _check_some(objectives)
     shares = dict.fromkeys(objectives, 1 / len(objectives)) if weights is None else dict(weights)
     if set(shares) != set(objectives):
         raise ValueError(f"joint got weights for {sorted(shares)}; expected {sorted(objectives)}. Name the same norms.")
+    if not (all(0 <= share < math.inf for share in shares.values()) and any(shares.values())):
+        raise ValueError(f"joint got the weights {shares}; expected finite numbers, at least 0 and not all 0.")
 
     def objective(network, images, labels, scale, keys) -> Outcome:
         results = _every_norm(objectives, network, images, labels, scale, keys)

@@ -95,6 +95,17 @@ def test_any_number_of_images_and_none_of_another_shape(small):
         certifier(np.zeros((2, 2)), np.zeros(2))
 
 
+def test_pixels_of_another_unit_are_refused_but_bytes_are_understood(small):
+    certifier = interop.load_certifier(small)
+    pixels, label = np.array([[0, 51], [255, 204]], np.uint8), np.zeros(2, int)
+    np.testing.assert_allclose(
+        certifier(pixels, label)["margin"]["linf"], certifier(pixels / 255, label)["margin"]["linf"]
+    )
+    for images in (np.array([[0.0, 1.1]]), np.array([[-1e-3, 0.5]]), np.array([[np.nan, 0.5]]), np.array([[0, 1]])):
+        with pytest.raises(ValueError, match=r"expected floats in \[0, 1\] or uint8"):
+            certifier(images, np.zeros(1, int))
+
+
 def test_what_does_not_belong_together_is_refused(small, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="expected an export"):
         interop.load_certifier(tmp_path)

@@ -80,6 +80,7 @@ def test_the_default_config_is_right() -> None:
         ({"initialization": "kaiming"}, r"config\.initialization is 'kaiming'"),
         ({"parallel": "ddp"}, r"config\.parallel is 'ddp'; expected one of auto, jit, shard_map, pmap"),
         ({"weights": {"linf": 1.0}}, r"config\.weights .*only joint has weights"),
+        ({"weights": {"linf": -1.0}, "combine": "joint"}, r"config\.weights .*at least 0 and not all 0"),
         (
             {"weights": {"l2": 1.0}, "combine": "joint"},
             r"config\.weights is {'l2': 1\.0}; expected those of losses \(linf\)",

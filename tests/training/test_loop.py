@@ -118,6 +118,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, loop.Fitte
     return workdir, fit(_MLP, _DATA, _quick(), workdir)
 
 
+def test_a_training_that_stopped_early_is_restored_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, steps = _quick(epochs=4), _Interrupted()
+    monkeypatch.setattr(loop, "compile_steps", steps.compile_steps)
+    steps.calls_left = 4
+    with pytest.raises(KeyboardInterrupt):
+        fit(_MLP, _DATA, config, tmp_path)
+    stopped = int(restore(_MLP, _DATA[0][:1], config, tmp_path).state.step)
+    assert 0 < stopped < 8
+    assert f"stopped at step {stopped} of 8" in caplog.text
+    caplog.clear()
+    fit(_MLP, _DATA, config, tmp_path)
+    assert int(restore(_MLP, _DATA[0][:1], config, tmp_path).state.step) == 8
+    assert "stopped" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("validation", "message"),
+    [
+        ((np.zeros((3, 2), np.float32), np.zeros(3, np.int32)), "validation has images of shape"),
+        ((3 * _DATA[0], _DATA[1]), r"expected finite pixels in \[0, 1\]"),
+        ((_DATA[0], _DATA[1][:-1]), "32 images and 31 labels"),
+    ],
+)
+def test_validation_images_are_checked_before_the_training(validation: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(_MLP, _DATA, _quick(), validation=validation)
+
+
 def test_a_finished_run_is_not_trained_again(finished: tuple[Path, loop.Fitted]) -> None:
     workdir, fitted = finished
     metrics = (workdir / "metrics.jsonl").read_text()

@@ -175,6 +175,12 @@ def test_joint_refuses_weights_of_other_norms() -> None:
         joint({"linf": _times(1.0)}, {"l1": 1.0})
 
 
+@pytest.mark.parametrize("weights", [{"linf": 1.0, "l2": -0.1}, {"linf": 0.0, "l2": 0.0}, {"linf": 1.0, "l2": np.nan}])
+def test_joint_refuses_weights_out_of_range(weights: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"finite numbers, at least 0 and not all 0"):
+        joint({"linf": _times(1.0), "l2": _times(1.0)}, weights)
+
+
 _LABELS = jnp.array([0, 1, 2, 0, 1, 0], jnp.int32)
 # Right, wrong, right, wrong, wrong, right.
 _LOWER = jnp.array([[2.0, 1, 0], [3, 0, 1], [0, 1, 4], [0, 1, 0], [0, -1, 1], [0, -1, -1]])
