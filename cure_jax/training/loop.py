@@ -99,7 +99,8 @@ def fit(
 
     Raises:
       ValueError: for a config, images or labels that do not fit, before anything is computed.
-      WorkdirError: if `workdir` was made with another config or other data; nothing in it is changed.
+      WorkdirError: if `workdir` was made with another config, other data, or from other parameters; nothing in it is
+        changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
         does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
@@ -132,8 +133,9 @@ def fit(
     recipe = build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
-    trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir)
     state = initial_state(config, recipe, center_crop(images[:1], crop))
+    start = state.variables if config.start_from else None
+    trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir, start)
     distributed.check_same(
         config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
     )
@@ -143,7 +145,7 @@ def fit(
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
-            _check_data(workdir, restored[2], trainer.data_sha256)
+            _check_origin(workdir, restored[2], trainer.origin)
             _LOGGER.info("Resumed at step %d in %s.", restored[0], workdir)
         with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
             return trainer.run(state, checkpoints, writer)
@@ -200,14 +202,15 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     )
 
 
-def _check_data(workdir: str | os.PathLike, metadata: Mapping[str, Any], sha256: str) -> None:
-    """A checkpoint knows the data that it was trained on; those of earlier versions do not."""
-    if (saved := metadata.get("data_sha256", sha256)) != sha256:
-        raise workdirs.WorkdirError(
-            f"The network in {workdir} was trained on other images or labels (SHA-256 {saved[:12]}..., now "
-            f"{sha256[:12]}...); the same were expected. Choose another work directory, or give it the data it began "
-            "with. Nothing was changed."
-        )
+def _check_origin(workdir: str | os.PathLike, metadata: Mapping[str, Any], origin: Mapping[str, str]) -> None:
+    """A checkpoint knows what it was made from; those of earlier versions do not."""
+    meanings = {"data_sha256": "was trained on other images or labels", "start_sha256": "began from other parameters"}
+    for name, sha256 in origin.items():
+        if (saved := metadata.get(name, sha256)) != sha256:
+            raise workdirs.WorkdirError(
+                f"The network in {workdir} {meanings[name]} (SHA-256 {saved[:12]}..., now {sha256[:12]}...); the same "
+                "were expected. Choose another work directory, or give it what it began with. Nothing was changed."
+            )
 
 
 def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
@@ -239,11 +242,13 @@ class _Trainer:
     validation: Arrays | None
     total: int
     workdir: str | os.PathLike | None
+    start: dict[str, Any] | None
 
     @functools.cached_property
-    def data_sha256(self) -> str:
-        """Of the images and labels."""
-        return distributed.digest(self.data).hex()
+    def origin(self) -> dict[str, str]:
+        """Digests of the data, and of the variables that a fine-tuning begins from."""
+        parts = {"data_sha256": self.data} | ({} if self.start is None else {"start_sha256": self.start})
+        return {name: distributed.digest(part).hex() for name, part in parts.items()}
 
     def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
         compiled = self._compiled()
@@ -309,8 +314,8 @@ class _Trainer:
         if save and checkpoints is not None:
             metadata = {
                 "validation_accuracy": record.get("validation_accuracy"),
-                "data_sha256": self.data_sha256,
                 "total_steps": self.total,
+                **self.origin,
             }
             checkpoints.save(step, state, metadata)
 

@@ -160,6 +160,9 @@ def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) 
     newest = provenance.last_checkpoint(result.parent)
     if newest is not None and done.get("step", newest) != newest:
         return False
+    # And so, perhaps, has a fine-tuning whose source was trained again: train.py knows.
+    if (saved := provenance.last_saved(config.get("start_from", ""))) is not None and saved > result.stat().st_mtime:
+        return False
     same = (done["method"], done.get("arithmetic", "float32")) == (wanted["method"], wanted["arithmetic"])
     return same and done["num_examples"] == count and not differences(done["config"], config)
 

@@ -39,6 +39,15 @@ def last_checkpoint(workdir: Path) -> int | None:
     return max(steps, default=None)
 
 
+def last_saved(source: str) -> float | None:
+    """When the newest checkpoint of a work directory, or a file of parameters, was written; None if there is none."""
+    path = Path(source)
+    if source and path.is_dir():
+        step = last_checkpoint(path)
+        path = path / "checkpoints" / str(step)
+    return path.stat().st_mtime if source and path.exists() else None
+
+
 def commit(package: Path = Path(cure_jax.__file__).parent) -> str | None:
     """The git commit of the checkout that a package runs from, with `-dirty` behind it if tracked files were changed.
 

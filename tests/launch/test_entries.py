@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,21 @@ def test_a_network_that_was_trained_further_is_not_done(result, tmp_path):
     assert entries.is_done(path, CONFIG, WANTED)
     (tmp_path / "checkpoints" / "100").mkdir()
     assert not entries.is_done(path, CONFIG, WANTED)
+
+
+@pytest.mark.parametrize("start", ["source", "weights.npz"])
+def test_a_fine_tuning_is_not_done_when_its_source_is_newer(result, tmp_path, start):
+    config = {**CONFIG, "start_from": str(tmp_path / start)}
+    path = result({**DONE, "config": config})
+    assert entries.is_done(path, config, WANTED)
+    saved = tmp_path / "source" / "checkpoints" / "40"
+    saved.mkdir(parents=True)
+    (tmp_path / "weights.npz").touch()
+    for seconds, expected in ((-10, True), (10, False)):
+        when = path.stat().st_mtime + seconds
+        for each in (saved, tmp_path / "weights.npz"):
+            os.utime(each, (when, when))
+        assert entries.is_done(path, config, WANTED) == expected
 
 
 @pytest.mark.parametrize("suffix", [".json", ".npz", ".png"])

@@ -207,6 +207,12 @@ def test_a_fine_tuned_network_needs_its_source_no_more(finished: tuple[Path, loo
     shutil.copytree(finished[0], source)
     config = _quick(start_from=str(source))
     fitted = fit(_MLP, _DATA, config, tuned)
+    assert fit(_MLP, _DATA, config, tuned).history == []
+    # Trained again, otherwise: the tuned network is not what this config gives any more.
+    shutil.rmtree(source)
+    fit(_MLP, _DATA, _quick(seed=7), source)
+    with pytest.raises(WorkdirError, match="began from other parameters"):
+        fit(_MLP, _DATA, config, tuned)
     shutil.rmtree(source)
     restored = restore(_MLP, _DATA[0][:1], config, tuned)
     chex.assert_trees_all_equal(_arrays(restored.state), _arrays(fitted.state))
