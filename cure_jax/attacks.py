@@ -144,11 +144,15 @@ def apgd(  # noqa: PLR0913 - the signature of pgd
     _check_options(steps, restarts, size)
     objective = _objective(f, label, loss)
     windows = jnp.asarray(_checkpoint_windows(steps), x.dtype)
+    # The first step is whole, as there is nothing yet to go on with.
+    shares = jnp.full(steps, 0.75, x.dtype).at[0].set(1)
 
-    def climb(state: _Momentum, window: Array) -> tuple[_Momentum, None]:
+    def climb(state: _Momentum, at: tuple[Array, Array]) -> tuple[_Momentum, None]:
+        window, share = at
         state, gradient = _observe(state, *_score_and_gradient(objective, state.point), window)
         target = region.project(state.point + state.step_size * region.steepest(state.point, gradient))
-        moved = region.project(state.point + 0.75 * (target - state.point) + 0.25 * (state.point - state.previous))
+        onward = share * (target - state.point) + (1 - share) * (state.point - state.previous)
+        moved = region.project(state.point + onward)
         return state._replace(point=moved, previous=state.point), None
 
     def search(start: Array) -> _Found:
@@ -164,7 +168,7 @@ def apgd(  # noqa: PLR0913 - the signature of pgd
             halved=jnp.zeros((), bool),
             best_score_then=nothing.score,
         )
-        last, _ = lax.scan(climb, first, windows)
+        last, _ = lax.scan(climb, first, (windows, shares))
         return _better(last.best, _Found(last.point, _score(objective, last.point)))
 
     return _best_of_restarts(search, objective, x, region, key, restarts)

@@ -135,6 +135,15 @@ def test_more_restarts_are_never_weaker_and_sometimes_stronger(attack, p):
     assert max(gains) > 0.01
 
 
+def test_first_step_of_apgd_is_a_whole_one():
+    # Algorithm 1: x_1 = P(x_0 + eta * gradient step); the share of 0.75 begins with the second step.
+    x, weights = jnp.full(6, 0.5), jnp.asarray([[1.0, -2, 1, -1, 2, -1], [0.0, 0, 0, 0, 0, 0]])
+    region, key = lp_ball(x, 0.1, math.inf), jax.random.key(3)
+    found = apgd(lambda x: weights @ x, x, 0, region, key=key, steps=1, step_size=0.5)
+    start = region.sample(jax.random.fold_in(key, 0))
+    np.testing.assert_allclose(found, np.clip(start - 0.05 * np.sign(weights[0]), 0.4, 0.6), atol=1e-6)
+
+
 @attacks
 def test_more_steps_find_more(attack):
     x, key = random_input(0), jax.random.key(0)
