@@ -1,7 +1,17 @@
 """Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
 
 from cure_jax.attacks import apgd, pgd
-from cure_jax.bounds import alpha_crown, block_norms, box_ball, crown, ibp, intermediate_bounds, lipschitz, sdp_crown
+from cure_jax.bounds import (
+    alpha_crown,
+    block_norms,
+    box_ball,
+    crown,
+    ibp,
+    intermediate_bounds,
+    lipschitz,
+    sdp_crown,
+    vertex_crown,
+)
 from cure_jax.certification import (
     Certificate,
     UnionCertificate,
@@ -44,4 +54,5 @@ __all__ = [
     "margins",
     "pgd",
     "sdp_crown",
+    "vertex_crown",
 ]

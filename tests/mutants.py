@@ -78,8 +78,8 @@ def linf_ball_with_the_2_norm(patch: pytest.MonkeyPatch) -> None:
 
 
 def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
-    right = LpBall._room
-    patch.setattr(LpBall, "_room", lambda self: right(self)[::-1])
+    right = LpBall.room
+    patch.setattr(LpBall, "room", lambda self: right(self)[::-1])
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 `ibp` pushes intervals forward, `linear` is the backward fold that all linear-relaxation methods share, `crown` drives
 it, `alpha_crown` optimises its slopes. `spectral` bounds the norms of affine blocks from above; on them rest
-`lipschitz`, `box_ball` and `sdp_crown`, which prove with l_2 balls.
+`lipschitz`, `box_ball` and `sdp_crown`, which prove with l_2 balls. `vertex_crown` is CROWN for l_1 balls.
 """
 
 from cure_jax.bounds.alpha_crown import alpha_crown
@@ -13,6 +13,7 @@ from cure_jax.bounds.lipschitz import lipschitz
 from cure_jax.bounds.rounding import in_float64
 from cure_jax.bounds.sdp_crown import sdp_crown
 from cure_jax.bounds.spectral import BlockNorms, block_norms
+from cure_jax.bounds.vertex_crown import vertex_crown
 
 __all__ = [
     "BlockNorms",
@@ -25,4 +26,5 @@ __all__ = [
     "intermediate_bounds",
     "lipschitz",
     "sdp_crown",
+    "vertex_crown",
 ]

@@ -21,7 +21,7 @@ from cure_jax import numerics
 from cure_jax.graph import Equation, Node
 from cure_jax.rules.local import Axis, Local, restrict, whole
 
-__all__ = ["Coefficients", "Window", "add", "dense", "inner", "neuron", "pull", "pull_lines", "size"]
+__all__ = ["Coefficients", "Window", "add", "dense", "inner", "negative", "neuron", "pull", "pull_lines", "size"]
 
 
 @jax.tree_util.register_dataclass
@@ -95,6 +95,13 @@ def inner(coefficients: Coefficients, values: jax.Array) -> jax.Array:
     if isinstance(coefficients, Window):
         return numerics.total(coefficients.value * coefficients.cut(values))
     return numerics.total(coefficients * values)
+
+
+def negative(coefficients: Coefficients) -> Coefficients:
+    """Those that are not positive, 0 in place of the others."""
+    if isinstance(coefficients, Window):
+        return dataclasses.replace(coefficients, value=jnp.minimum(coefficients.value, 0))
+    return jnp.minimum(coefficients, 0)
 
 
 def size(coefficients: Coefficients) -> int:

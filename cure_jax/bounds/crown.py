@@ -6,7 +6,7 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -15,6 +15,7 @@ from cure_jax import rules
 from cure_jax.bounds import linear, outward
 from cure_jax.bounds.ibp import propagate, steps_of
 from cure_jax.bounds.rounding import check_arithmetic
+from cure_jax.bounds.vertices import ActivatedBall
 from cure_jax.regions import Interval, Region
 
 __all__ = ["Intermediate", "Relaxed", "check_intermediate", "crown", "intermediate_bounds", "relaxed"]
@@ -120,6 +121,23 @@ def intermediate_bounds(
     return bounds
 
 
+@runtime_checkable
+class First(Protocol):
+    """What treats the layers behind the input in its own way.
+
+    Attributes:
+      ball: the set of inputs, with what these layers make of it.
+    """
+
+    ball: ActivatedBall
+
+    def relax(
+        self, equation: graphs.Equation, operands: Sequence[Interval], relaxation: rules.Relaxation
+    ) -> rules.Relaxation:
+        """The relaxation to be used in place of the usual one."""
+        ...
+
+
 class Relaxed(NamedTuple):
     """A network whose nonlinear equations are enclosed by affine functions on a region.
 
@@ -136,8 +154,21 @@ class Relaxed(NamedTuple):
     intercepts: dict[int, outward.Intercepts | None] | None = None
 
 
-def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate, arithmetic: str = "float32") -> Relaxed:
+def relaxed(
+    graph: graphs.Graph,
+    region: Region,
+    intermediate: Intermediate,
+    arithmetic: str = "float32",
+    first: First | None = None,
+) -> Relaxed:
     """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
+
+    Args:
+      graph: the network.
+      region: the set of inputs.
+      intermediate: as for `crown`.
+      arithmetic: as for `crown`.
+      first: what treats the layers behind the input in its own way, if anything does.
 
     Raises:
       ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.
@@ -149,10 +180,12 @@ def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate, ari
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if intermediate == "crown":
-            operands = _refined(graph, region, inside, equation, operands)
+            operands = _refined(graph, region if first is None else first.ball, inside, equation, operands)
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
         output, relaxation = equation.output.index, rule.relax(equation, operands, None)
+        if first is not None:
+            relaxation = first.relax(equation, operands, relaxation)
         inside.relaxations[output], inside.intervals[output] = relaxation, steps.nonlinear(equation, rule, operands)
         if intercepts is not None:
             intercepts[output] = outward.relaxed_intercepts(equation, operands, relaxation, uses(equation))
@@ -170,7 +203,7 @@ def relaxed(graph: graphs.Graph, region: Region, intermediate: Intermediate, ari
 
 def _refined(
     graph: graphs.Graph,
-    region: Region,
+    region: Region | ActivatedBall,
     inside: Relaxed,
     equation: graphs.Equation,
     operands: Sequence[Interval],

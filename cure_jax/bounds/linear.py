@@ -25,6 +25,7 @@ from cure_jax.bounds import outward, outward_region
 from cure_jax.bounds.coefficients import Coefficients, Window
 from cure_jax.bounds.rounding import lowered, pinned
 from cure_jax.bounds.selection import map_selected
+from cure_jax.bounds.vertices import ActivatedBall, AtVertices
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
@@ -85,6 +86,7 @@ def backsubstitute(
       with intercepts, as computed.
     """
     pending: dict[int, Coefficients] = {target.index: coefficients}
+    kept: dict[int, Coefficients] = {}
     offset, widest = jnp.zeros((), target.dtype), forms.size(coefficients)
     for equation in reversed(graph.equations):
         index = equation.output.index
@@ -94,12 +96,14 @@ def backsubstitute(
         if not affine and index not in relaxations:
             continue
         here = pending.pop(index)
+        if not affine and isinstance(relaxations[index], AtVertices):
+            kept[index] = forms.negative(here)
         pulled, constant = pull_affine(equation, here) if affine else _pull_relaxed(equation, relaxations[index], here)
         offset = offset + constant if intercepts is None else _plus(offset, here, intercepts[index])
         for node, part in zip(equation.bounded, pulled, strict=True):
             pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
             widest = max(widest, forms.size(part))
-    return LinearBound(pending, offset, widest, intercepts is not None)
+    return LinearBound(pending | kept, offset, widest, intercepts is not None)
 
 
 def _plus(least: jax.Array, coefficients: Coefficients, constant: outward.Intercepts | None) -> jax.Array:
@@ -154,7 +158,9 @@ def _pull_relaxed(
     return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
 
 
-def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapping[int, Interval]) -> jax.Array:
+def concretize(
+    bound: LinearBound, graph: Graph, region: Region | ActivatedBall, intervals: Mapping[int, Interval]
+) -> jax.Array:
     """The least value of a linear bound: over the region for the input, over their intervals for other nodes.
 
     Soundness:
@@ -162,6 +168,8 @@ def concretize(bound: LinearBound, graph: Graph, region: Region, intervals: Mapp
     """
     if bound.outward:
         return _concretize_outward(bound, graph, region, intervals)
+    if isinstance(region, ActivatedBall):
+        return bound.offset + region.least(bound.coefficients, graph.input)
     least = bound.offset
     for index, coefficients in bound.coefficients.items():
         if index == graph.input.index:
@@ -197,7 +205,7 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
 def bound_node(
     graph: Graph,
     target: Node,
-    region: Region,
+    region: Region | ActivatedBall,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,
@@ -223,7 +231,7 @@ def bound_node(
 def bound_sides(  # noqa: PLR0913  (what a bound depends on)
     graph: Graph,
     target: Node,
-    region: Region,
+    region: Region | ActivatedBall,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     above: jax.Array,
@@ -254,7 +262,7 @@ def bound_sides(  # noqa: PLR0913  (what a bound depends on)
 def _least(  # noqa: PLR0913  (as above)
     graph: Graph,
     target: Node,
-    region: Region,
+    region: Region | ActivatedBall,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     signs: jax.Array,
@@ -270,6 +278,8 @@ def _least(  # noqa: PLR0913  (as above)
         objective = forms.neuron(target, moving, row % size, flat[row])
         bound = backsubstitute(graph, target, objective, relaxations, intercepts)
         widest = bound.widest
+        if isinstance(region, ActivatedBall):
+            widest = max(widest, region.entries(bound.coefficients))
         # The last value tells entries that were computed, whatever a second evaluation of `selected` would say.
         return jnp.stack([concretize(bound, graph, region, intervals), jnp.ones((), target.dtype)])
 
@@ -284,7 +294,7 @@ def _least(  # noqa: PLR0913  (as above)
 
 def concretized_output(
     graph: Graph,
-    region: Region,
+    region: Region | ActivatedBall,
     relaxations: Mapping[int, rules.Relaxation],
     intervals: Mapping[int, Interval],
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from cure_jax.graph import Equation, Node
 from cure_jax.regions import Interval
 
-__all__ = ["MOVES", "SELECTIONS", "TERMS", "VERTICES", "Terms", "constants"]
+__all__ = ["MOVES", "SELECTIONS", "TERMS", "VERTICES", "Terms", "constants", "two_pieces"]
 
 
 def constants(equation: Equation) -> list[jax.Array]:
@@ -139,3 +139,20 @@ VERTICES: Mapping[str, Callable[[Equation, Sequence[Interval]], list[Point]]] = 
     **dict.fromkeys(("abs", "leaky_relu"), _at_zero),
     **dict.fromkeys(("clamp", "clip", "relu6", "hard_tanh"), _at_limits),
 }
+
+
+def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]] | None:
+    """Kink and slopes of an elementwise function of two straight pieces; its value at the kink is the kink itself."""
+    zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
+    if equation.name == "abs":
+        return equation.output.zeros(), (-one, one)
+    constants = [operand for operand in equation.operands if not isinstance(operand, Node)]
+    if equation.name not in ("max", "min", "leaky_relu") or len(constants) != 1:
+        return None
+    values = jnp.broadcast_to(constants[0], equation.output.shape)
+    if equation.name == "leaky_relu":
+        return equation.output.zeros(), (values, one)
+    # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
+    neutral = values == (-math.inf if equation.name == "max" else math.inf)
+    flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
+    return kink, (flat, one) if equation.name == "max" else (one, flat)

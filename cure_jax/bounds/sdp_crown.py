@@ -38,6 +38,7 @@ from cure_jax import numerics, rules
 from cure_jax.bounds.box_ball import Ball, BoxBalls, concretized_on_balls, propagate_balls
 from cure_jax.bounds.linear import pull_affine
 from cure_jax.bounds.lipschitz import certified
+from cure_jax.bounds.pieces import two_pieces
 from cure_jax.bounds.spectral import BlockNorms, norms_by_block
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
@@ -309,7 +310,7 @@ def _pull_lines(relaxation: rules.Relaxation, coefficients: jax.Array) -> tuple[
 def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:
     layers = {}
     for equation in graph.equations:
-        pieces = _pieces(equation)
+        pieces = two_pieces(equation)
         if pieces is not None:
             operand = equation.bounded[0].index
             box = known.intervals[operand]
@@ -328,29 +329,12 @@ def _with_room(ball: Ball, box: Interval) -> Ball:
     return Ball(ball.center, ball.radius + 2 * nearest + rounding)
 
 
-def _pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]] | None:
-    """Kink and slopes of an elementwise function of two straight pieces; its value at the kink is the kink itself."""
-    zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
-    if equation.name == "abs":
-        return equation.output.zeros(), (-one, one)
-    constants = [operand for operand in equation.operands if not isinstance(operand, Node)]
-    if equation.name not in ("max", "min", "leaky_relu") or len(constants) != 1:
-        return None
-    values = jnp.broadcast_to(constants[0], equation.output.shape)
-    if equation.name == "leaky_relu":
-        return equation.output.zeros(), (values, one)
-    # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
-    neutral = values == (-math.inf if equation.name == "max" else math.inf)
-    flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
-    return kink, (flat, one) if equation.name == "max" else (one, flat)
-
-
 def _relaxations(graph: Graph, known: BoxBalls) -> dict[int, rules.Relaxation]:
     """Those of all other nonlinear equations, on their boxes."""
     relaxations = {}
     for equation in graph.equations:
         rule = rules.lookup(equation)
-        if isinstance(rule, rules.Nonlinear) and _pieces(equation) is None:
+        if isinstance(rule, rules.Nonlinear) and two_pieces(equation) is None:
             operands = [known.intervals[node.index] for node in equation.bounded]
             relaxations[equation.output.index] = rule.relax(equation, operands, None)
     return relaxations

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_crown
+from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_crown, vertex_crown
 from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
@@ -31,7 +31,8 @@ def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ..
         return ("ibp", "crown_ibp", "crown", "alpha_crown")
     # Below 2 the l_2 ball is far from the region, and bounds that take the region itself are tighter in the end.
     last = "alpha_crown_shared" if region.p < 2 else "alpha_crown"
-    return ("ibp", "lipschitz", "box_ball", "crown_ibp", "sdp_crown", "crown", last)
+    vertices = ("vertex_crown",) if region.p == 1 else ()
+    return ("ibp", "lipschitz", "box_ball", "crown_ibp", *vertices, "sdp_crown", "crown", last)
 
 
 def tried(method: str | Sequence[str], region: Region, arithmetic: str = "float32") -> tuple[str, ...]:
@@ -65,6 +66,7 @@ METHODS: Mapping[str, Bound] = {
     "lipschitz": lipschitz,
     "box_ball": box_ball,
     "sdp_crown": functools.partial(sdp_crown, lower_only=True),
+    "vertex_crown": vertex_crown,
     "best": _tightest,
 }
 

@@ -91,7 +91,7 @@ class LpBall:
         linear = numerics.total(coefficients * self.center)
         if self.lower is None:
             return linear + numerics.norm(scaled, numerics.dual(self.p))
-        below, above = self._room()
+        below, above = self.room()
         size, cap = searches.magnitude(scaled), jnp.where(scaled > 0, above, below)
         cut = searches.knapsack(size, cap) if self.p == 1 else searches.water_filling(size, cap, self.p)
         # The box alone is less by rounding only, or where the search stopped early: the maximiser is the cut ball's.
@@ -145,7 +145,7 @@ class LpBall:
             return nearest
         radius = searches.positive(self.radius)
         inside = numerics.norm((nearest - self.center) / radius, self.p) <= 1
-        below, above = self._room()
+        below, above = self.room()
         offset = x - self.center
         # Past this the coordinate is at its cap or the others are negligible: keeps tiny radii from overflowing.
         distance = jnp.minimum(jnp.abs(offset) / radius, 1 / jnp.finfo(self.dtype).eps ** 2)
@@ -196,7 +196,7 @@ class LpBall:
             return self.radius * jnp.sign(scaled) * chosen / jnp.maximum(jnp.sum(chosen), 1)
         return self.radius * (scaled / searches.positive(numerics.norm(scaled, self.p)))
 
-    def _room(self) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
+    def room(self) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
         """Return how far each pixel can go down and up, in units of its radius: in [0, 1], 0 where the radius is 0."""
         radius = searches.positive(self.radius)
         if self.lower is None or self.upper is None:

@@ -18,7 +18,13 @@ NORMS = (math.inf, 2.0, 1.0, 3.0)
 # `best` is the tightest of the others; the optimised ones take long to compile.
 CHEAP = ("ibp", "crown_ibp", "crown", "lipschitz", "box_ball")
 CASES = [(method, p) for method in CHEAP for p in NORMS]
-CASES += [("alpha_crown", math.inf), ("alpha_crown", 2.0), ("sdp_crown", 2.0), ("sdp_crown", 1.0)]
+CASES += [
+    ("alpha_crown", math.inf),
+    ("alpha_crown", 2.0),
+    ("sdp_crown", 2.0),
+    ("sdp_crown", 1.0),
+    ("vertex_crown", 1.0),
+]
 
 
 @pytest.mark.parametrize("network", list(networks.NETWORKS))

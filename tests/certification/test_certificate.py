@@ -24,7 +24,12 @@ def test_margins_are_in_ascending_order_of_the_other_classes():
 @pytest.mark.parametrize(
     ("method", "p"),
     [(method, p) for method in ("ibp", "crown_ibp", "crown", "lipschitz", "box_ball") for p in (jnp.inf, 2.0, 1.0)]
-    + [("alpha_crown", jnp.inf), ("sdp_crown", 2.0), pytest.param("best", 2.0, marks=pytest.mark.slow)],
+    + [
+        ("alpha_crown", jnp.inf),
+        ("sdp_crown", 2.0),
+        ("vertex_crown", 1.0),
+        pytest.param("best", 2.0, marks=pytest.mark.slow),
+    ],
 )
 def test_verified_examples_cannot_be_broken_on_a_grid(method, p):
     @jax.jit

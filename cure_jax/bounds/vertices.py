@@ -1,0 +1,185 @@
+"""An l_1 ball and the first layer of a network: what the coefficients on both can reach, at the vertices of the ball.
+
+A relaxation neuron by neuron adds up what every neuron may lose, though the budget of an l_1 ball is spent on few
+pixels, and each of them is seen by few neurons. At the vertices of the ball, single pixels moved by the whole radius,
+nothing needs to be relaxed. For convex sigma, W the weights of the first layer and d the offset from the center,
+
+    G(d) = <a, d> + sum_j c_j sigma_j(z_j + W_j d),    c_j <= 0,
+
+is concave. An offset of the ball is sum_i t_i r_i s_i e_i with signs s_i and shares t_i >= 0, sum_i t_i <= 1 (at most
+the room that the box leaves), so it is a convex combination of the center and of the vertices, and
+
+    G(d) >= G(0) + sum_i t_i (G(r_i s_i e_i) - G(0)),
+
+whose least value is that of a fractional knapsack. The coefficients c_j > 0 meet the lower line of sigma, as in CROWN,
+and have become part of a. So the whole first layer costs the largest change that ONE pixel makes, not the sum of those
+of all neurons; for a linear G both are the same.
+"""
+
+import dataclasses
+import itertools
+import math
+import string
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cure_jax import rules
+from cure_jax.bounds import coefficients as forms
+from cure_jax.bounds.coefficients import Coefficients, Window
+from cure_jax.graph import Node
+from cure_jax.regions import LpBall
+from cure_jax.regions.searches import knapsack
+from cure_jax.rules.local import Axis
+
+__all__ = ["ActivatedBall", "AtVertices", "Changes", "can_spread"]
+
+
+class AtVertices(rules.Relaxation):
+    """A relaxation of a first layer whose upper line is the value at the center.
+
+    What is missing of it, the changes of the layer on the way to a vertex, enters where linear bounds are concretized.
+    """
+
+    __slots__ = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """How the outputs of a first layer change when one pixel moves by its radius.
+
+    Attributes:
+      up: `[*node, *window]`, for every pixel that a neuron sees; 0 for neurons with relaxations of their own.
+      down: the same when it moves down.
+      axes: of the windows, moved by the position of the neuron; None if every neuron sees the whole input.
+    """
+
+    up: jax.Array
+    down: jax.Array
+    axes: tuple[Axis, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivatedBall:
+    """An l_1 ball, and what the first layers of a network make of it.
+
+    Attributes:
+      ball: with p = 1.
+      layers: by index of the output node; filled while the network is relaxed.
+    """
+
+    ball: LpBall
+    layers: dict[int, Changes]
+
+    def entries(self, coefficients: Mapping[int, Coefficients]) -> int:
+        """How many numbers one objective needs at most."""
+        sizes = [
+            forms.size(coefficients[index]) * math.prod(changes.up.shape[_rank(coefficients[index]) :])
+            for index, changes in self.layers.items()
+            if index in coefficients
+        ]
+        return max(sizes, default=1)
+
+    def least(self, coefficients: Mapping[int, Coefficients], node: Node) -> jax.Array:
+        """A lower bound of a linear function of the input and of what the first layers add to their upper lines.
+
+        Args:
+          coefficients: by node index: on the input, and those that are not positive on the layers.
+          node: the input.
+
+        Soundness:
+          For every input in the ball and its box, in real arithmetic.
+        """
+        ball, linear = self.ball, coefficients.get(node.index, node.zeros())
+        up, down = _scaled(linear, ball.radius), _scaled(linear, -ball.radius)
+        for index, changes in self.layers.items():
+            if index in coefficients:
+                up = forms.add(up, _spread(coefficients[index], changes.up, changes.axes, node), node.shape)
+                down = forms.add(down, _spread(coefficients[index], changes.down, changes.axes, node), node.shape)
+        below, above = ball.room()
+        gains, caps = zip(_losses(up, above), _losses(down, below), strict=True)
+        return forms.inner(linear, ball.center) - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
+
+
+def can_spread(axes: tuple[Axis, ...] | None) -> bool:
+    """Whether windows of the input can be handled: no two of its axes move together."""
+    sources = [axis.source for axis in axes or () if axis.stride]
+    return len(set(sources)) == len(sources)
+
+
+def _rank(coefficients: Coefficients) -> int:
+    return (coefficients.value if isinstance(coefficients, Window) else coefficients).ndim
+
+
+def _scaled(coefficients: Coefficients, factors: jax.Array) -> Coefficients:
+    if isinstance(coefficients, Window):
+        return dataclasses.replace(coefficients, value=coefficients.value * coefficients.cut(factors))
+    return coefficients * factors
+
+
+def _losses(changes: Coefficients, room: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What is lost by moving each pixel all the way, and how much of the way there is."""
+    if isinstance(changes, Window):
+        return jnp.maximum(-changes.value, 0).ravel(), changes.cut(room).ravel()
+    return jnp.maximum(-changes, 0).ravel(), room.ravel()
+
+
+def _spread(coefficients: Coefficients, table: jax.Array, axes: tuple[Axis, ...] | None, node: Node) -> Coefficients:
+    """The sum over neurons of their coefficient times their row of the table, on the input.
+
+    Args:
+      coefficients: on the layer.
+      table: `[*layer, *window]`.
+      axes: of the windows.
+      node: the input.
+    """
+    rank, value, rows = _rank(coefficients), coefficients, table
+    if isinstance(coefficients, Window):
+        flat = table.reshape(*table.shape[:rank], -1)
+        rows = jax.vmap(coefficients.cut, -1, -1)(flat).reshape(*coefficients.value.shape, *table.shape[rank:])
+        value = coefficients.value
+    moving = [i for i, axis in enumerate(axes or ()) if axis.stride]
+    layer, window = string.ascii_lowercase[:rank], string.ascii_uppercase[: table.ndim - rank]
+    positions = "".join(layer[axes[i].source] for i in moving) if axes else ""
+    sums = jnp.einsum(f"{layer},{layer}{window}->{positions}{window}", value, rows, precision=lax.Precision.HIGHEST)
+    if axes is None:
+        return sums
+    placed = _placed(sums, axes, moving)
+    if isinstance(coefficients, Window):
+        return _window_of(coefficients, placed, axes)
+    crops = [
+        (axis.start, size - axis.start - extent, 0) if axis.stride else (0, 0, 0)
+        for axis, size, extent in zip(axes, node.shape, placed.shape, strict=True)
+    ]
+    return lax.pad(placed, jnp.zeros((), placed.dtype), crops)
+
+
+def _placed(sums: jax.Array, axes: tuple[Axis, ...], moving: list[int]) -> jax.Array:
+    """Adds up windows `[*positions, *window]` where they lie, from the first entry of the first one on."""
+    count, total = len(moving), None
+    strides = {i: axes[i].stride for i in moving}
+    for offsets in itertools.product(*(range(axes[i].size) for i in moving)):
+        at = dict(zip(moving, offsets, strict=True))
+        part = sums[(slice(None),) * count + tuple(at.get(i, slice(None)) for i in range(len(axes)))]
+        # Positions come first, then the axes that stand still.
+        part = jnp.moveaxis(part, range(count), moving)
+        config = [(at[i], axes[i].size - 1 - at[i], strides[i] - 1) if i in at else (0, 0, 0) for i in range(len(axes))]
+        part = lax.pad(part, jnp.zeros((), part.dtype), config)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def _window_of(coefficients: Window, value: jax.Array, axes: tuple[Axis, ...]) -> Window:
+    """The window of the input behind a window of the layer."""
+
+    def behind(axis: Axis, size: int) -> Axis:
+        if not axis.stride:
+            return Axis(0, 0, 0, size)
+        outer = coefficients.axes[axis.source]
+        return Axis(outer.source, outer.stride * axis.stride, outer.start * axis.stride + axis.start, size)
+
+    placed = tuple(behind(axis, size) for axis, size in zip(axes, value.shape, strict=True))
+    return Window(value, coefficients.position, placed, coefficients.counts)
