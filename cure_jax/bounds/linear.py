@@ -166,10 +166,10 @@ def concretize(
     Soundness:
       A lower bound of what `bound` bounds, for every input in the region.
     """
-    if bound.outward:
-        return _concretize_outward(bound, graph, region, intervals)
     if isinstance(region, ActivatedBall):
         return bound.offset + region.least(bound.coefficients, graph.input)
+    if bound.outward:
+        return _concretize_outward(bound, graph, region, intervals)
     least = bound.offset
     for index, coefficients in bound.coefficients.items():
         if index == graph.input.index:
