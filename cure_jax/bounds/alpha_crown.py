@@ -27,10 +27,11 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds import linear
 from cure_jax.bounds.crown import Intermediate, check_intermediate, relaxed
+from cure_jax.bounds.vertices import ActivatedBall, AtVertices
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
-__all__ = ["alpha_crown"]
+__all__ = ["alpha_crown", "has_free_slopes", "optimized_output"]
 
 _log = logging.getLogger(__name__)
 
@@ -96,9 +97,7 @@ def alpha_crown(
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
         start = relaxed(graph, region, "crown" if intermediate == "optimized" else intermediate)
         plain = linear.concretized_output(graph, region, start.relaxations, start.intervals)
-        if not isinstance(graph.output, Node):
-            return plain
-        if not _free(graph, graph.output):
+        if not isinstance(graph.output, Node) or not has_free_slopes(graph):
             return plain
         sides = 1 if lower_only else 2
         inner = _inner_objectives(graph) if intermediate == "optimized" else ()
@@ -110,10 +109,33 @@ def alpha_crown(
             for node in inner:
                 intervals[node.index] = intervals[node.index].intersect(_interval(best[node.index], node))
             plain = plain.intersect(_interval(best[graph.output.index], graph.output))
-        best = _optimize(_Problem(graph, region, intervals, (graph.output,), sides, {}), steps)
-        return plain.intersect(_interval(best[graph.output.index], graph.output))
+        return plain.intersect(optimized_output(graph, region, intervals, steps, lower_only=lower_only))
 
     return bounds
+
+
+def optimized_output(
+    graph: Graph,
+    region: Region | ActivatedBall,
+    intervals: Mapping[int, Interval],
+    steps: int,
+    *,
+    lower_only: bool,
+    first: Mapping[int, AtVertices] | None = None,
+) -> Interval:
+    """Bounds of the output by slopes that are free for each of its entries.
+
+    Args:
+      graph: the network; its output is a node, and some equation before it has free slopes.
+      region: the set of inputs.
+      intervals: of the operands of nonlinear equations, by node.
+      steps: of Adam.
+      lower_only: whether the upper bounds are infinite.
+      first: relaxations of first layers, of which only the lower line is free, by index of the output node.
+    """
+    assert isinstance(graph.output, Node)
+    problem = _Problem(graph, region, intervals, (graph.output,), 1 if lower_only else 2, {}, first or {})
+    return _interval(_optimize(problem, steps)[graph.output.index], graph.output)
 
 
 class _Problem(NamedTuple):
@@ -124,14 +146,16 @@ class _Problem(NamedTuple):
       objectives: nodes whose bounds have slopes of their own, in order of execution; the output last.
       sides: of the output that are wanted: 1, lower bounds, or 2, upper ones too.
       shared: of the objectives whose entries share their slopes, by node, `[*node]`: which entries are bounded at all.
+      first: relaxations of first layers, of which only the lower line is free, by index of the output node.
     """
 
     graph: Graph
-    region: Region
+    region: Region | ActivatedBall
     intervals: Mapping[int, Interval]
     objectives: tuple[Node, ...]
     sides: int
     shared: Mapping[int, jax.Array]
+    first: Mapping[int, AtVertices] = {}
 
     def rows(self, objective: Node) -> tuple[int, int]:
         """How many objectives a node is: its sides times its entries."""
@@ -153,6 +177,11 @@ def _relaxed_before(graph: Graph, target: Node) -> tuple[Equation, ...]:
             if isinstance(rules.lookup(equation), rules.Nonlinear):
                 found.append(equation)
     return tuple(reversed(found))
+
+
+def has_free_slopes(graph: Graph) -> bool:
+    """Whether there is anything to optimise before the output."""
+    return isinstance(graph.output, Node) and bool(_free(graph, graph.output))
 
 
 def _free(graph: Graph, target: Node) -> tuple[Equation, ...]:
@@ -236,14 +265,14 @@ def _least(
     """Lower bounds of `sign * entry` of a node, `[sides, entries]`, each with slopes of its own."""
     equations = _relaxed_before(problem.graph, target)
     # Without free slopes one relaxation serves all objectives.
-    common = _relax([e for e in equations if e.output.index not in slopes], intervals, {})
+    common = _relax(problem, [e for e in equations if e.output.index not in slopes], intervals, {})
     free = [e for e in equations if e.output.index in slopes]
     sides, size = problem.rows(target)
 
     @jax.checkpoint
     def least(sign: jax.Array, index: jax.Array, alphas: dict[int, jax.Array]) -> jax.Array:
         row = sign * jax.nn.one_hot(index, size, dtype=target.dtype).reshape(target.shape)
-        bound = linear.backsubstitute(problem.graph, target, row, common | _relax(free, intervals, alphas))
+        bound = linear.backsubstitute(problem.graph, target, row, common | _relax(problem, free, intervals, alphas))
         return linear.concretize(bound, problem.graph, problem.region, {})
 
     rows = jax.vmap(least, in_axes=(None, 0, 0))
@@ -258,7 +287,8 @@ def _least_shared(
     equations, selected = _relaxed_before(problem.graph, target), problem.shared[target.index]
     known, least = problem.intervals[target.index], []
     for side, start in enumerate((known.lower, -known.upper)):
-        relaxations = _relax(equations, intervals, {index: alphas[side, 0] for index, alphas in slopes.items()})
+        alphas = {index: alphas[side, 0] for index, alphas in slopes.items()}
+        relaxations = _relax(problem, equations, intervals, alphas)
         above = jnp.full(target.shape, side == 1)
         found = linear.bound_sides(problem.graph, target, problem.region, relaxations, {}, above, selected)
         least.append(jnp.where(selected, -found.upper if side else found.lower, start).ravel())
@@ -266,13 +296,20 @@ def _least_shared(
 
 
 def _relax(
-    equations: Sequence[Equation], intervals: Mapping[int, Interval], alphas: Mapping[int, jax.Array]
+    problem: _Problem,
+    equations: Sequence[Equation],
+    intervals: Mapping[int, Interval],
+    alphas: Mapping[int, jax.Array],
 ) -> dict[int, rules.Relaxation]:
     """Relaxations by index of the output node, at given slopes or at those of CROWN."""
-    return {
-        e.output.index: _rule(e).relax(e, [intervals[n.index] for n in e.bounded], alphas.get(e.output.index))
-        for e in equations
-    }
+    relaxations = {}
+    for equation in equations:
+        index, operands = equation.output.index, [intervals[node.index] for node in equation.bounded]
+        relaxation = _rule(equation).relax(equation, operands, alphas.get(index))
+        if index in problem.first:
+            relaxation = problem.first[index].with_lower(relaxation.lower)
+        relaxations[index] = relaxation
+    return relaxations
 
 
 def _optimize(problem: _Problem, steps: int) -> Values:

@@ -18,6 +18,7 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds import coefficients as forms
 from cure_jax.bounds import linear
+from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
 from cure_jax.bounds.coefficients import Window
 from cure_jax.bounds.crown import crown, relaxed
 from cure_jax.bounds.pieces import two_pieces
@@ -30,12 +31,19 @@ __all__ = ["vertex_crown"]
 
 
 def vertex_crown(
-    f: Callable[[jax.Array], jax.Array], *, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST
+    f: Callable[[jax.Array], jax.Array],
+    steps: int = 20,
+    *,
+    lower_only: bool = False,
+    precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Callable[[Region], Interval]:
     """Transforms a function of one example into bounds over l_1 balls, cut by a box or not.
 
     Args:
       f: `[*x] -> [*output]`, as for `crown`.
+      steps: of Adam for the slopes of the output's bounds, as in `alpha_crown`; those of neurons inside are not
+        optimised. May be 0.
+      lower_only: whether only lower bounds are optimised, in half of the time.
       precision: of matrix products and convolutions; keep the default for certificates.
 
     Returns:
@@ -65,7 +73,13 @@ def vertex_crown(
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
         first = _First(graph, ActivatedBall(region, {}))
         inside = relaxed(graph, region, "crown", first=first)
-        return linear.concretized_output(graph, first.ball, inside.relaxations, inside.intervals)
+        found = linear.concretized_output(graph, first.ball, inside.relaxations, inside.intervals)
+        if steps == 0 or not has_free_slopes(graph):
+            return found
+        layers = {index: line for index, line in inside.relaxations.items() if isinstance(line, AtVertices)}
+        return found.intersect(
+            optimized_output(graph, first.ball, inside.intervals, steps, lower_only=lower_only, first=layers)
+        )
 
     return bounds
 

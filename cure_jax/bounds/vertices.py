@@ -45,6 +45,10 @@ class AtVertices(rules.Relaxation):
 
     __slots__ = ()
 
+    def with_lower(self, lower: rules.LinearMap) -> "AtVertices":
+        """The same with another lower line."""
+        return AtVertices(lower, self.upper)
+
 
 @dataclasses.dataclass(frozen=True)
 class Changes:

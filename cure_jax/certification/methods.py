@@ -66,7 +66,7 @@ METHODS: Mapping[str, Bound] = {
     "lipschitz": lipschitz,
     "box_ball": box_ball,
     "sdp_crown": functools.partial(sdp_crown, lower_only=True),
-    "vertex_crown": vertex_crown,
+    "vertex_crown": functools.partial(vertex_crown, lower_only=True),
     "best": _tightest,
 }
 
