@@ -24,7 +24,7 @@ from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
-from cure_jax.training.network import apply_batch, classifier
+from cure_jax.training.network import classifier
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
@@ -320,18 +320,14 @@ class _Trainer:
             checkpoints.save(step, state, metadata)
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
-        predictions = _predictions(self.recipe.model, distributed.local(state.variables), data[0])
+        predictions = _predictions(classifier(self.recipe.model, distributed.local(state.variables)), data[0])
         return float(np.mean(jax.device_get(predictions) == data[1]))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _predictions(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> jax.Array:
+@jax.jit
+def _predictions(f: jax.tree_util.Partial, images: jax.Array) -> jax.Array:
     """Classes, computed in batches: a whole split at once needs gigabytes."""
-
-    def one(image: jax.Array) -> jax.Array:
-        return jnp.argmax(apply_batch(model, variables, as_pixels(image)[None])[0])
-
-    return jax.lax.map(one, images, batch_size=_VALIDATION_BATCH)
+    return jax.lax.map(lambda image: jnp.argmax(f(as_pixels(image))), images, batch_size=_VALIDATION_BATCH)
 
 
 def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]:

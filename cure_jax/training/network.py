@@ -8,7 +8,7 @@ statistics.
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-__all__ = ["apply_batch", "classifier", "clean_statistics", "running_statistics"]
+__all__ = ["Statistics", "apply_batch", "classifier", "clean_statistics", "running_statistics"]
 
 Variables = Mapping[str, Any]
 
@@ -51,10 +51,22 @@ class _OneExample:
         return apply_batch(self.model, variables, x[None])[0]
 
 
+class Statistics(NamedTuple):
+    """What BatchNorm made of a batch.
+
+    Attributes:
+      batch: the statistics of the batch itself, as the collection `batch_stats`; empty without BatchNorm.
+      momentum: what the old running average weighs, for each of them.
+    """
+
+    batch: dict[str, Any]
+    momentum: Any
+
+
 def clean_statistics(
     model: nn.Module, variables: Variables, images: Float[Array, "batch *x"], axis_name: str | None = None
-) -> dict[str, Any]:
-    """The batch statistics of a clean batch itself, as the collection `batch_stats`; empty without BatchNorm.
+) -> Statistics:
+    """The batch statistics of a clean batch itself.
 
     Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by
     m = 0; else two runs, from averages of all 0 and others, give m as what they differ by.
@@ -69,7 +81,7 @@ def clean_statistics(
       ValueError: on several devices, for a module that has BatchNorm but no field `axis_name`.
     """
     if "batch_stats" not in variables:
-        return {}
+        return Statistics({}, {})
     fields = model.__dataclass_fields__
     if axis_name is not None:
         if "axis_name" not in fields:
@@ -80,7 +92,8 @@ def clean_statistics(
             )
         model = model.clone(axis_name=axis_name)
     if "momentum" in fields:
-        return _batch_stats(model.clone(momentum=0.0), variables, images)
+        batch = _batch_stats(model.clone(momentum=0.0), variables, images)
+        return Statistics(batch, jax.tree.map(lambda leaf: jnp.asarray(model.momentum, leaf.dtype), batch))
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     from_zeros = _batch_stats(model, {**variables, "batch_stats": zeros}, images)
     held = jax.lax.stop_gradient(from_zeros)
@@ -88,14 +101,16 @@ def clean_statistics(
     old = jax.tree.map(lambda zero: 1 + jnp.abs(zero), held)
     from_old = jax.lax.stop_gradient(_batch_stats(model, {**variables, "batch_stats": old}, images))
     momentum = jax.tree.map(lambda later, zero, start: (later - zero) / start, from_old, held, old)
-    return jax.tree.map(lambda zero, m: zero / (1 - m), from_zeros, momentum)
+    return Statistics(jax.tree.map(lambda zero, m: zero / (1 - m), from_zeros, momentum), momentum)
 
 
-def running_statistics(model: nn.Module, running: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
-    """The running averages after one more batch; the old ones weigh `model.momentum`, else flax's default of 0.99."""
-    momentum = getattr(model, "momentum", 0.99)
+def running_statistics(running: Mapping[str, Any], clean: Statistics) -> dict[str, Any]:
+    """The running averages after one more batch."""
     return jax.tree.map(
-        lambda old, new: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new), dict(running), dict(clean)
+        lambda old, new, momentum: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new),
+        dict(running),
+        clean.batch,
+        clean.momentum,
     )
 
 

@@ -18,7 +18,7 @@ from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import estimated_norms, pairwise_lipschitz
 from cure_jax.numerics import norm, pmean
 from cure_jax.training.multi_norm import BatchObjective, Outcome, alignment, cross_entropy
-from cure_jax.training.network import classifier, clean_statistics, running_statistics
+from cure_jax.training.network import Statistics, classifier, clean_statistics, running_statistics
 from cure_jax.training.objectives import Network
 from cure_jax.training.state import TrainState
 from cure_jax.training.warmup import bound_regularizer
@@ -111,7 +111,7 @@ def train_step(
     new_state = TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
-        batch_stats=running_statistics(recipe.model, state.batch_stats, clean),
+        batch_stats=running_statistics(state.batch_stats, clean),
         opt_state=opt_state,
         key=state.key,
         vectors=vectors,
@@ -164,11 +164,11 @@ def _natural_loss(
 
 def _clean_classifier(
     recipe: Recipe, params: Any, state: TrainState, images: jax.Array, axis_name: str | None
-) -> tuple[Callable[[jax.Array], jax.Array], Any]:
+) -> tuple[Callable[[jax.Array], jax.Array], Statistics]:
     """The network of one example, normalised by the statistics of the clean batch; and these."""
     variables = state.variables | {"params": params}
     clean = clean_statistics(recipe.model, variables, images, axis_name)
-    return classifier(recipe.model, {**variables, **({"batch_stats": clean} if clean else {})}), clean
+    return classifier(recipe.model, {**variables, **({"batch_stats": clean.batch} if clean.batch else {})}), clean
 
 
 def _alignment(settings: Alignment, outcome: Outcome, labels: jax.Array, axis_name: str | None) -> jax.Array:
