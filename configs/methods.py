@@ -23,7 +23,7 @@ Loss = Mapping[str, Any]
 
 
 def small_box(ratio: float, **fields: Any) -> Loss:
-    """SABR, with lambda = ratio. All fields are there, so that a flag can override them."""
+    """SABR, with lambda = ratio. All fields are there, so that a flag can override each of them, but not `kind`."""
     return {"kind": "small_box", "fraction": 1.0, "ratio": ratio, "inside": False, "shrinking": 0.0, **fields}
 
 

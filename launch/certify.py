@@ -26,7 +26,7 @@ from ml_collections import config_flags
 import cure_jax as cj
 from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetCertificate, bound_method
-from cure_jax.report import examples, plots
+from cure_jax.report import examples, plots, style
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically
 from launch.parts import common, processes, provenance
 
@@ -49,6 +49,8 @@ _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"],
 
 def main() -> None:
     """Certifies, attacks, writes."""
+    # Before the work, not after it: pictures are drawn at the end.
+    style.import_figure()
     is_first = processes.join()
     config, workdir = _CONFIG.value, as_path(str(_WORKDIR.value))
     arithmetic = _ARITHMETIC.value

@@ -104,20 +104,24 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{variables} {shlex.join(command)}")
         return
     for attempt in range(_RESTARTS.value + 1):
-        job = start(launcher, _PROCESSES.value, _DEVICES.value)
-        before = {number: signal.signal(number, _hand_on(job, number)) for number in (signal.SIGTERM, signal.SIGINT)}
+        job, told = start(launcher, _PROCESSES.value, _DEVICES.value), []
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, _hand_on(job, number, told)) for number in signals}
         status = wait(job)
         for number, handler in before.items():
             signal.signal(number, handler)
         if status == 0:
             return
+        if told:
+            sys.exit(f"The job was told to stop ({told[0].name}), and ended with status {status}.")
         left = _RESTARTS.value - attempt
         print(f"A process ended with status {status}; restarts left: {left}.", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
-def _hand_on(job: Sequence[subprocess.Popen], number: signal.Signals):
+def _hand_on(job: Sequence[subprocess.Popen], number: signal.Signals, told: list[signal.Signals]):
     def handler(*_) -> None:
+        told.append(number)
         for process in job:
             process.send_signal(number)
 

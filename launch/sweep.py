@@ -100,7 +100,11 @@ def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> R
 
 def _with_own_starts(runs: list[Run]) -> list[Run]:
     """Lets each fine-tuning begin from the network of this sweep and its seed."""
-    workdirs = {(run.config["setting"], run.entry.directory, run.config["seed"]): run.workdir for run in runs}
+    workdirs: dict[tuple, Path] = {}
+    for run in runs:
+        setting, name, seed, batch_size = (run.config[field] for field in ("setting", "name", "seed", "batch_size"))
+        workdirs[setting, run.entry.directory, seed] = run.workdir
+        workdirs[setting, name, seed, batch_size] = run.workdir
     changed = []
     for run in runs:
         start = entries.own_start(run.config, run.arguments, workdirs)

@@ -108,21 +108,26 @@ def ibp_with_layers(
 
     def bounds(region: Region) -> tuple[Interval, Layers]:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        intervals = propagate(graph, region, _shrunk(shrinking) if shrinking else None)
+        before: list[Interval] = []
+
+        def refine(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
+            # What is shrunk is what the ReLU sees, not what is said of the layer before it.
+            if equation.output.shape == equation.bounded[0].shape:
+                before.append(operands[0])
+            return _shrunk(equation, operands, shrinking) if shrinking else operands
+
+        intervals = propagate(graph, region, refine)
         output = linear.concretized_output(graph, region, {}, intervals)
-        return output, Layers(intervals[_first_mixed(graph).index], _pre_activations(graph, intervals))
+        return output, Layers(intervals[_first_mixed(graph).index], tuple(before))
 
     return bounds
 
 
-def _shrunk(shrinking: float) -> Refine:
-    def refine(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
-        if equation.name != "max" or len(operands) > 1:
-            return operands
-        (x,) = operands
-        return [Interval(x.lower, jnp.where((x.lower < 0) & (x.upper > 0), (1 - shrinking / 2) * x.upper, x.upper))]
-
-    return refine
+def _shrunk(equation: graphs.Equation, operands: Sequence[Interval], shrinking: float) -> Sequence[Interval]:
+    if equation.name != "max" or len(operands) > 1:
+        return operands
+    (x,) = operands
+    return [Interval(x.lower, jnp.where((x.lower < 0) & (x.upper > 0), (1 - shrinking / 2) * x.upper, x.upper))]
 
 
 def _first_mixed(graph: graphs.Graph) -> graphs.Node:
@@ -131,15 +136,6 @@ def _first_mixed(graph: graphs.Graph) -> graphs.Node:
         if not (isinstance(rule, rules.Affine) and rule.diagonal):
             return equation.bounded[0]
     return graph.input
-
-
-def _pre_activations(graph: graphs.Graph, intervals: dict[int, Interval]) -> tuple[Interval, ...]:
-    elementwise = [
-        equation
-        for equation in graph.equations
-        if isinstance(rules.lookup(equation), rules.Nonlinear) and equation.output.shape == equation.bounded[0].shape
-    ]
-    return tuple(intervals[equation.bounded[0].index] for equation in elementwise)
 
 
 class Steps(NamedTuple):

@@ -44,7 +44,7 @@ class Certifier:
         """Certifies a batch.
 
         Args:
-          images: `[n, *x]`, floating, pixels in [0, 1], or uint8 (divided by 255).
+          images: `[n, *x]`, n at least 1, floating, pixels in [0, 1], or uint8 (divided by 255).
           labels: `[n]`, class numbers from 0.
 
         Returns:
@@ -56,7 +56,8 @@ class Certifier:
         """
         images, labels = np.asarray(images), np.asarray(labels)
         shape = tuple(self.metadata["example_shape"])
-        if images.shape[1:] != shape or labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        fits = images.ndim > 0 and len(images) > 0 and images.shape[1:] == shape and labels.shape == images.shape[:1]
+        if not fits or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(
                 f"Got images of shape {images.shape} and labels of shape {labels.shape}, type {labels.dtype}; expected "
                 f"[n, {', '.join(map(str, shape))}] and n integers. Reshape them, and give labels as class numbers."

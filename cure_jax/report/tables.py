@@ -27,6 +27,13 @@ _LATEX_SPECIAL = str.maketrans(
 )
 
 
+def _latex_symbols(text: str) -> str:
+    """Norms as LaTeX writes them; pdfLaTeX knows none of these letters."""
+    for norm, symbol in _UNICODE.items():
+        text = text.replace(symbol, _LATEX.symbols[norm])
+    return text
+
+
 @dataclass(frozen=True)
 class _Markup:
     """How one kind of table writes things; `{}` stands for the text."""
@@ -49,7 +56,7 @@ _LATEX = _Markup(
     "--",
     r"\textbf{{{}}}",
     r"\texttt{{{}}}",
-    lambda text: text.translate(_LATEX_SPECIAL),
+    lambda text: _latex_symbols(text.translate(_LATEX_SPECIAL)),
 )
 
 

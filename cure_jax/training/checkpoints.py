@@ -138,7 +138,7 @@ class Checkpoints:
         record = json.loads(json.dumps(record))
         record["seal"] = _seal(record)
         self._wait()
-        if distributed.first_says(step in _steps(self._directory)) and self._is_saved(step, record):
+        if distributed.first_says(step in saved_steps(self._directory)) and self._is_saved(step, record):
             return
         # Orbax refuses arrays without elements. They are made anew from their description.
         stored = {name: array for name, array in arrays.items() if array.size}
@@ -206,7 +206,7 @@ class Checkpoints:
         reason = " ".join(str(error).split())
         if len(reason) > 300:
             reason = f"{reason[:150]} ... {reason[-150:]}"
-        newest = max(_steps(self._directory), default="none yet")
+        newest = max(saved_steps(self._directory), default="none yet")
         return CheckpointError(
             f"The checkpoint of step {step} could not be saved in {self._directory} ({type(error).__name__}: "
             f"{reason}); a directory that can be written and has room was expected. Make room, and give the same "
@@ -275,7 +275,7 @@ def load(
     try:
         state, metadata = _read(directory / str(newest), abstract_state)
     except _DamagedError as error:
-        others = [other for other in sorted(_steps(directory)) if other != newest]
+        others = [other for other in sorted(saved_steps(directory)) if other != newest]
         raise CheckpointError(
             f"Checkpoint {newest} in {directory} is damaged: {error}; an undamaged one was expected. Resume the "
             f"training, which moves it aside, or choose another step (there are: {others})."
@@ -338,7 +338,8 @@ def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
 
 
-def _steps(directory: AnyPath) -> list[int]:
+def saved_steps(directory: AnyPath) -> list[int]:
+    """The steps of which there is a checkpoint, in any order; none if there is no such directory."""
     if not directory.is_dir():
         return []
     return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
@@ -346,7 +347,7 @@ def _steps(directory: AnyPath) -> list[int]:
 
 def _candidates(directory: AnyPath, step: int | None) -> list[int]:
     """The steps to try, newest first."""
-    steps = sorted(_steps(directory), reverse=True)
+    steps = sorted(saved_steps(directory), reverse=True)
     if step is None:
         return steps
     if step not in steps:

@@ -20,7 +20,7 @@ from cure_jax.data import batch_indices
 from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
-from cure_jax.training.checkpoints import Checkpoints, load, load_variables
+from cure_jax.training.checkpoints import CheckpointError, Checkpoints, load, load_variables, saved_steps
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
@@ -53,7 +53,8 @@ class Fitted:
     Attributes:
       model: the flax module.
       state: the last state of training.
-      history: metrics, one record for each compiled run of steps of THIS call: means over its steps.
+      history: metrics, one record for each compiled run of steps of THIS call: means over its steps; `radius_scale`
+        and `validation_accuracy` are those at its end.
     """
 
     model: nn.Module
@@ -90,8 +91,8 @@ def fit(
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
-        resumes there, on any number of devices and processes, and ends with the same numbers. Nothing is written if
-        None.
+        resumes there, on any number of devices and processes, and ends with the same numbers, on another number of
+        devices up to rounding. Nothing is written if None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
 
     Returns:
@@ -117,6 +118,11 @@ def fit(
         )
     crop = config.augmentation.crop
     images, labels = _prepared(model, data, crop)
+    if images.ndim != 4 and any(config.augmentation.to_dict().values()):
+        raise ValueError(
+            f"config.augmentation is {config.augmentation.to_dict()}, for images of shape {images.shape[1:]}; expected "
+            "[height, width, channels]. Add the axis that is missing, or switch it off."
+        )
     if validation is not None:
         expected = center_crop(images[:1], crop).shape[1:]
         if np.shape(validation[0])[1:] != expected:
@@ -133,8 +139,7 @@ def fit(
     recipe = build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
         workdirs.check_config(workdir, _identity(config))
-    state = initial_state(config, recipe, center_crop(images[:1], crop))
-    start = state.variables if config.start_from else None
+    state, start = _first_state(config, recipe, center_crop(images[:1], crop), workdir)
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir, start)
     distributed.check_same(
         config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
@@ -174,6 +179,20 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     if step < (total := metadata.get("total_steps", step)):
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
     return Fitted(model, state, [])
+
+
+def _first_state(
+    config: Config, recipe: Recipe, example: np.ndarray, workdir: str | os.PathLike | None
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The initial state, and the variables that a fine-tuning begins from."""
+    try:
+        state = initial_state(config, recipe, example)
+    except CheckpointError as error:
+        if workdir is None or not saved_steps(workdirs.as_path(workdir) / "checkpoints"):
+            raise
+        _LOGGER.warning("Resuming without what start_from names (%s)", error)
+        return initial_state(config, recipe, example, start=False), None
+    return state, state.variables if config.start_from else None
 
 
 def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Array, *, start: bool = True) -> TrainState:
@@ -217,9 +236,20 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
     example = jax.ShapeDtypeStruct((1, *((crop, crop) if crop else images.shape[1:3]), *images.shape[3:]), np.float32)
-    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), example)
+    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
+    with nn.intercept_methods(_refuse_dropout):
+        logits, _ = jax.eval_shape(lambda x: model.init_with_output(streams, x), example)
     checked, labels = validate(images, labels, logits.shape[-1])
     return images if images.dtype == np.uint8 else checked, labels
+
+
+def _refuse_dropout(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
+        raise ValueError(
+            f"The network has Dropout at a rate of {context.module.rate}; expected none, as bounds and attacks are of "
+            "the network without it. Set the rate to 0."
+        )
+    return call(*args, **kwargs)
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -339,8 +369,8 @@ def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]
         loss, norm = float(values["loss"][index]), float(values["gradient_norm"][index])
         raise TrainingDiverged(
             f"The loss at step {first_step + index} is {loss} (gradient norm {norm}); expected finite numbers. Nothing "
-            "of this run of steps was saved: lower learning_rate, lengthen the ramp (ramp_end), or resume from the "
-            "last checkpoint."
+            "of this run of steps was saved: lower learning_rate or lengthen the ramp (ramp_end), in another work "
+            "directory."
         )
     return {name: float(np.mean(value)) for name, value in values.items()} | {
         "radius_scale": float(values["radius_scale"][-1])

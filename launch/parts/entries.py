@@ -119,9 +119,7 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     return [*whole, *(name for name in shared if name.partition(".")[0] not in _WHOLE)]
 
 
-def own_start(
-    config: Mapping[str, Any], arguments: Sequence[str], workdirs: Mapping[tuple[str, str, int], Path]
-) -> Path | None:
+def own_start(config: Mapping[str, Any], arguments: Sequence[str], workdirs: Mapping[tuple, Path]) -> Path | None:
     """The run of the same sweep, setting and seed from whose weights a fine-tuning begins.
 
     A config names one directory for all seeds, such as `runs/digits/linf`; a sweep has a network for each.
@@ -129,7 +127,8 @@ def own_start(
     Args:
       config: From `read_config`; `start_from` is empty or the work directory of another training.
       arguments: What its launchers get; a `--config.start_from` among them is obeyed.
-      workdirs: {(setting, directory of the entry, seed): work directory} of the sweep.
+      workdirs: {(setting, directory of the entry, seed): work directory} of the sweep, and {(setting, name, seed, batch
+        size): work directory}.
 
     Returns:
       The work directory of that run; None if there is no such one, or a start was asked for.
@@ -137,7 +136,9 @@ def own_start(
     start = config.get("start_from")
     if not start or any(argument.startswith("--config.start_from=") for argument in arguments):
         return None
-    return workdirs.get((config["setting"], Path(start).name, config["seed"]))
+    key = (config["setting"], Path(start).name, config["seed"])
+    # Entries such as digits:linf@512 have directories of other names.
+    return workdirs.get(key) or workdirs.get((*key, config.get("batch_size")))
 
 
 def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -37,7 +37,10 @@ def write_report(root: Path, runs: Sequence[tuple[str, Path]]) -> None:
         report.compare_curves(root / "radius.png", curves, training_radii=shared)
         written.append("radius.png")
     verdicts, norms = _shared_norms([_verdicts(path) for _, path in runs])
-    methods, union = _by_method(results, verdicts), [norm for norm in results[0]["radii"] if norm in norms]
+    # A picture has one union for all of its rows.
+    unions = {frozenset(result["radii"]) for result in results}
+    methods = _by_method(results, verdicts)
+    union = [norm for norm in results[0]["radii"] if norm in norms] if len(unions) == 1 else []
     if union:
         report.union_diagram(root / "union.png", methods, union=union)
         written.append("union.png")

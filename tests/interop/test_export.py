@@ -93,6 +93,8 @@ def test_any_number_of_images_and_none_of_another_shape(small):
         certifier(np.zeros((2, 3)), np.zeros(2, int))
     with pytest.raises(ValueError, match="type float64"):
         certifier(np.zeros((2, 2)), np.zeros(2))
+    with pytest.raises(ValueError, match=r"images of shape \(0, 2\)"):
+        certifier(np.zeros((0, 2)), np.zeros(0, int))
 
 
 def test_pixels_of_another_unit_are_refused_but_bytes_are_understood(small):

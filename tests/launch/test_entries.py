@@ -129,6 +129,9 @@ def test_a_fine_tuning_starts_from_its_own_sweep_and_seed():
     )
     assert entries.own_start({**config, "seed": 2}, [], workdirs) is None
     assert entries.own_start({**config, "start_from": "runs/digits/l2"}, [], workdirs) is None
+    # Entries of pods have directories such as digits_linf_512.
+    pods = {("digits", "linf", 1, 512): Path("here"), ("digits", "linf", 1, 64): Path("there")}
+    assert entries.own_start({**config, "batch_size": 512}, [], pods) == Path("here")
     assert entries.own_start(config, ["--config.start_from=runs/digits/linf"], workdirs) is None
     assert entries.own_start({"seed": 1, "start_from": ""}, [], workdirs) is None
     assert entries.own_start({"seed": 1}, [], workdirs) is None

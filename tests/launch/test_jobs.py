@@ -3,8 +3,10 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +160,23 @@ def test_a_job_starts_again_as_often_as_allowed(tmp_path: Path) -> None:
     result = launch("local", "--processes=1", "--restarts=2", "--", str(script), dry_run=False)
     assert result.returncode == 0, result.stderr
     assert count.read_text() == "xxx"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_was_told_to_stop_is_not_started_again(tmp_path: Path, number: signal.Signals) -> None:
+    program, started = tmp_path / "job.py", tmp_path / "started"
+    program.write_text(
+        f"import time\nwith open({str(started)!r}, 'a') as file:\n    print('started', file=file)\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "launch/local.py", "--processes=1", "--restarts=3", "--", str(program)]
+    job = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    while not started.exists() or not started.read_text():
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(number)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert f"told to stop ({number.name})" in errors
+    assert started.read_text() == "started\n"

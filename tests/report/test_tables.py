@@ -74,6 +74,10 @@ def test_latex():
     assert lines[5].split(" & ")[:4] == [[r"l\_inf \& 50\%"][0], "1", bold % "95.0", bold % "90.0"]
     assert lines[6].split(" & ") == [*["max", "1", bold % "95.0", "85.0", bold % "80.0", "--"], bold % "85.0", r"-- \\"]
     assert text.count("{tabular}") == 2
+    # Rows of several radii are told apart by these, in letters that pdfLaTeX knows.
+    several = report.latex([_result("max"), {**_result("max"), "radii": {"linf": 0.1, "l2": 0.5}}])
+    assert r"max ($\ell_\infty$ 0.1, $\ell_2$ 0.5)" in several
+    assert several.isascii()
 
 
 def test_terminal():

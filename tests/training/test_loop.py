@@ -216,6 +216,31 @@ def test_a_fine_tuned_network_needs_its_source_no_more(finished: tuple[Path, loo
     shutil.rmtree(source)
     restored = restore(_MLP, _DATA[0][:1], config, tuned)
     chex.assert_trees_all_equal(_arrays(restored.state), _arrays(fitted.state))
+    again = fit(_MLP, _DATA, config, tuned)
+    chex.assert_trees_all_equal(_arrays(again.state), _arrays(fitted.state))
+    with pytest.raises(CheckpointError):
+        fit(_MLP, _DATA, config, tmp_path / "new")
+
+
+class _WithDropout(nn.Module):
+    rate: float
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Dropout(self.rate, deterministic=not train)(images.reshape(images.shape[0], -1))
+        return nn.Dense(tiny.CLASSES)(x)
+
+
+def test_dropout_is_refused_where_it_would_do_something() -> None:
+    with pytest.raises(ValueError, match=r"Dropout at a rate of 0\.5"):
+        fit(_WithDropout(0.5), _DATA, _quick())
+    assert int(fit(_WithDropout(0.0), _DATA, _quick(epochs=1)).state.step) == 2
+
+
+def test_augmentation_of_what_is_no_image_is_refused() -> None:
+    flat = _DATA[0].reshape(len(_DATA[0]), -1)
+    with pytest.raises(ValueError, match=r"config\.augmentation is .*expected \[height, width, channels\]"):
+        fit(_MLP, (flat, _DATA[1]), _quick(**{"augmentation.flip": True}))
 
 
 def test_restore_without_a_run_or_without_a_checkpoint_says_so(
@@ -234,7 +259,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Pat
     # The learning rate explodes at the milestone, step 4, so the loss of step 5 is the first bad one.
     config = _quick(milestone_factor=1e30, checkpoint_every=2)
     with pytest.raises(
-        TrainingDiverged, match=r"The loss at step 5 is (nan|inf).*lower learning_rate.*last checkpoint"
+        TrainingDiverged, match=r"The loss at step 5 is (nan|inf).*lower learning_rate.*another work directory"
     ):
         fit(_MLP, _DATA, config, tmp_path)
     assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,9 @@ from jax.tree_util import Partial
 import cure_jax as cj
 from cure_jax import attacks
 from cure_jax import graph as graphs
+from cure_jax.bounds.ibp import ibp_with_layers
 from cure_jax.bounds.lipschitz import estimated_norms, initial_vectors
-from cure_jax.regions import Interval, LpBall, lp_ball
+from cure_jax.regions import Interval, LpBall, linf_ball, lp_ball
 from cure_jax.training import objectives
 from cure_jax.training.objectives import Network, Objective
 from tests.networks import mlp, mlp_params, random_mlp
@@ -310,3 +312,7 @@ def test_shrinking_cuts_what_crosses_zero_and_nothing_else() -> None:
     np.testing.assert_allclose(plain, [0.2, 1.7, 0.0], atol=1e-6)
     # The first ReLU may be on or off: its upper end 0.2 becomes 0.8 * 0.2; the second one is on.
     np.testing.assert_allclose(shrunk, [0.16, 1.7, 0.0], atol=1e-6)
+    # What the regulariser hears of the layer before the ReLU is not shrunk.
+    layers = [ibp_with_layers(f, shrinking=share)(linf_ball(x, 0.2))[1].pre_activations for share in (0.0, 0.4)]
+    chex.assert_trees_all_close(*layers)
+    assert len(layers[0]) == 2
