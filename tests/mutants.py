@@ -112,6 +112,23 @@ def slopes_that_leave_the_unit_interval(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "jnp", types.SimpleNamespace(**(vars(jnp) | {"clip": lambda x, low, high: x})))
 
 
+def pixels_that_move_by_half_of_their_radius(patch: pytest.MonkeyPatch) -> None:
+    first = sys.modules["cure_jax.bounds.vertex_crown"]._First
+    right = first._weights
+
+    def wrong(self, equation):
+        weights, axes = right(self, equation)
+        return weights / 2, axes
+
+    patch.setattr(first, "_weights", wrong)
+
+
+def layers_that_move_in_one_direction(patch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["cure_jax.bounds.vertex_crown"]
+    right = module.Changes
+    patch.setattr(module, "Changes", lambda up, down, axes: right(up, jnp.zeros_like(down), axes))
+
+
 def multipliers_of_a_smaller_ball(patch: pytest.MonkeyPatch) -> None:
     module = sys.modules["cure_jax.bounds.sdp_crown"]
     right = module.layer_bound

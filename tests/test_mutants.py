@@ -4,10 +4,11 @@ import functools
 import math
 from collections.abc import Callable
 
+import jax
 import pytest
 
 from tests import mutants
-from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral
+from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral, test_vertex_crown
 from tests.certification import test_certificate
 from tests.regions import test_ball
 from tests.rules import test_rules
@@ -16,6 +17,7 @@ LINES = test_rules.test_intervals_and_lines_hold_every_value
 SUPPORT = test_ball.test_no_point_of_the_region_exceeds_the_support
 WINDOWS = test_coefficients.test_windows_are_dense_coefficients
 GRID = test_soundness.test_bounds_hold_on_a_grid
+VERTICES = functools.partial(test_vertex_crown.test_concave_functions_are_bounded_exactly, (0.0, 1.0), jax.nn.relu)
 
 # The planted bug, and the check of the suite that is meant to notice it.
 CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
@@ -40,6 +42,8 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.multipliers_of_a_smaller_ball: functools.partial(
         test_sdp_crown.test_every_slope_and_every_multiplier_is_sound, (0.0, 1.0)
     ),
+    mutants.pixels_that_move_by_half_of_their_radius: VERTICES,
+    mutants.layers_that_move_in_one_direction: VERTICES,
     mutants.norms_that_are_estimates: functools.partial(test_spectral.test_blocks_are_bounded_from_above, "tall"),
     mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
     mutants.examples_outside_of_their_region: (
