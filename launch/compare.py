@@ -2,7 +2,7 @@
 
     python launch/compare.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --num_examples=300
 
-For every norm of the config: certified share and seconds of each method, on the ball cut by the pixel box and (with
+For every norm of the config (or those of --norms): certified share and seconds of each method, on the ball cut by the pixel box and (with
 --whole) on the whole ball; attacks bound all of them from above. Writes `compare.json` and `compare.md` into the work
 directory and prints the table. Seconds include compilation; --split=validation leaves the test images alone.
 """
@@ -31,6 +31,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the n
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "Methods, in the order of the rows.")
 _WHOLE = flags.DEFINE_list("whole", ["crown"], "Methods that are tried on the whole ball too; none for l_inf.")
+_NORMS = flags.DEFINE_list("norms", None, "Of those of the config; all if left out.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 100, "The first so many images.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 100, "Images at once.")
@@ -48,6 +49,9 @@ def main() -> None:
         common.create_model(config, split.num_classes), images[:1], config, workdir
     ).classifier
     radii = {**dict(config.radii), **dict(config.reported)}
+    if unknown := sorted({*(_NORMS.value or ())} - {*radii}):
+        raise ValueError(f"norms names {', '.join(unknown)}; expected some of {', '.join(radii)}. Correct it.")
+    radii = {norm: eps for norm, eps in radii.items() if _NORMS.value is None or norm in _NORMS.value}
     regions = training.make_regions(radii)
     whole = {norm: Partial(_WholeBall(norm_exponent(norm)), eps) for norm, eps in radii.items() if norm != "linf"}
 
