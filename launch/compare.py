@@ -2,9 +2,10 @@
 
     python launch/compare.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --num_examples=300
 
-For every norm of the config (or those of --norms): certified share and seconds of each method, on the ball cut by the pixel box and (with
---whole) on the whole ball; attacks bound all of them from above. Writes `compare.json` and `compare.md` into the work
-directory and prints the table. Seconds include compilation; --split=validation leaves the test images alone.
+For every norm of the config (or those of --norms): certified share and seconds of each method, on the ball cut by the
+pixel box and (with --whole) on the whole ball; attacks bound all of them from above. Writes `compare.json` and
+`compare.md` into the work directory and prints the table. Seconds include compilation; --split=validation leaves the
+test images alone.
 """
 
 import functools

@@ -63,8 +63,8 @@ def certify(
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
       method: "ibp", "crown_ibp", "crown", "alpha_crown", "alpha_crown_shared" (from cheap to tight); for balls of
-        small p also "lipschitz", "box_ball", "sdp_crown", for l_1 balls "vertex_crown"; a tuple of names: for each margin the tightest of these; or
-        "best": of those that suit the region.
+        small p also "lipschitz", "box_ball", "sdp_crown", for l_1 balls "vertex_crown"; a tuple of names: for each
+        margin the tightest of these; or "best": of those that suit the region.
       arithmetic: "float32", or "outward": bounds that account for the rounding of their own computation, for "ibp",
         "crown_ibp", "crown" and the "best" of these, on CPU. (`certify_dataset` has "float64" as well; around `certify`
         put `cure_jax.bounds.in_float64`.)
