@@ -47,7 +47,8 @@ def vertex_crown(
       precision: of matrix products and convolutions; keep the default for certificates.
 
     Returns:
-      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted, vmapped and differentiated.
+      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
+      with steps=0.
       For other regions, and for networks whose first nonlinear layer is no ReLU or |x| of an affine function, what
       `crown` gives.
 
@@ -74,7 +75,7 @@ def vertex_crown(
         first = _First(graph, ActivatedBall(region, {}))
         inside = relaxed(graph, region, "crown", first=first)
         found = linear.concretized_output(graph, first.ball, inside.relaxations, inside.intervals)
-        if steps == 0 or not has_free_slopes(graph):
+        if steps == 0 or not first.ball.layers or not has_free_slopes(graph):
             return found
         layers = {index: line for index, line in inside.relaxations.items() if isinstance(line, AtVertices)}
         return found.intersect(
@@ -99,8 +100,11 @@ class _First:
     def relax(self, equation: Equation, operands: Sequence[Interval], relaxation: rules.Relaxation) -> rules.Relaxation:
         """Its relaxation for bounds at vertices, if it is such a layer."""
         pieces = two_pieces(equation)
-        if pieces is None or relaxation.upper.slopes is None or equation.bounded[0].index not in self._affine:
+        bends_up = pieces is not None and equation.name != "min" and relaxation.upper.slopes is not None
+        if not bends_up or equation.bounded[0].index not in self._affine:
             return relaxation
+        assert pieces is not None
+        assert relaxation.upper.slopes is not None
         weights, axes = self._weights(equation)
         if not can_spread(axes):
             return relaxation

