@@ -146,10 +146,10 @@ def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Arra
     zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
     if equation.name == "abs":
         return equation.output.zeros(), (-one, one)
-    constants = [operand for operand in equation.operands if not isinstance(operand, Node)]
-    if equation.name not in ("max", "min", "leaky_relu") or len(constants) != 1:
+    if equation.name not in ("max", "min", "leaky_relu") or len(constants(equation)) != 1:
         return None
-    values = jnp.broadcast_to(constants[0], equation.output.shape)
+    (constant,) = constants(equation)
+    values = jnp.broadcast_to(constant, equation.output.shape)
     if equation.name == "leaky_relu":
         return equation.output.zeros(), (values, one)
     # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.

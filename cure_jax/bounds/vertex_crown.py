@@ -99,12 +99,11 @@ class _First:
 
     def relax(self, equation: Equation, operands: Sequence[Interval], relaxation: rules.Relaxation) -> rules.Relaxation:
         """Its relaxation for bounds at vertices, if it is such a layer."""
-        pieces = two_pieces(equation)
-        bends_up = pieces is not None and equation.name != "min" and relaxation.upper.slopes is not None
-        if not bends_up or equation.bounded[0].index not in self._affine:
+        pieces, slopes = two_pieces(equation), relaxation.upper.slopes
+        if pieces is None or slopes is None or equation.name == "min":
             return relaxation
-        assert pieces is not None
-        assert relaxation.upper.slopes is not None
+        if equation.bounded[0].index not in self._affine:
+            return relaxation
         weights, axes = self._weights(equation)
         if not can_spread(axes):
             return relaxation
@@ -123,7 +122,7 @@ class _First:
             return jax.vmap(moved, -1, -1)(flat).reshape(weights.shape)
 
         self.ball.layers[equation.output.index] = Changes(change(1.0), change(-1.0), axes)
-        (slope,) = relaxation.upper.slopes
+        (slope,) = slopes
         upper = rules.elementwise_map(
             [jnp.where(bends, 0, slope)], jnp.where(bends, at_center, relaxation.upper.intercept)
         )

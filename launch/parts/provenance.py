@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import cure_jax
+from cure_jax.training.checkpoints import saved_steps
 from cure_jax.training.workdir import write_atomically
 
 
@@ -35,17 +36,17 @@ def checkpoint_sha256(workdir: Path, step: int) -> str | None:
 
 def last_checkpoint(workdir: Path) -> int | None:
     """The step of the newest checkpoint of a work directory; None if there is none."""
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-    return max(steps, default=None)
+    return max(saved_steps(workdir / "checkpoints"), default=None)
 
 
 def last_saved(source: str) -> float | None:
     """When the newest checkpoint of a work directory, or a file of parameters, was written; None if there is none."""
+    if not source:
+        return None
     path = Path(source)
-    if source and path.is_dir():
-        step = last_checkpoint(path)
-        path = path / "checkpoints" / str(step)
-    return path.stat().st_mtime if source and path.exists() else None
+    if path.is_dir():
+        path = path / "checkpoints" / str(last_checkpoint(path))
+    return path.stat().st_mtime if path.exists() else None
 
 
 def commit(package: Path = Path(cure_jax.__file__).parent) -> str | None:
