@@ -1,7 +1,7 @@
 """Certified training: objectives, how norms are combined, one pure step, and the loop around it."""
 
 from cure_jax.training import objectives, schedules
-from cure_jax.training.checkpoints import CheckpointError
+from cure_jax.training.checkpoint_files import CheckpointError
 from cure_jax.training.config import default_config, make_regions
 from cure_jax.training.gradient_projection import combine, gradient_projection
 from cure_jax.training.initializers import ibp_init

@@ -1,9 +1,9 @@
 """Checkpoints that are either exactly what was saved, or refused.
 
-The only module that knows orbax. Orbax stores and names things well, but notices neither a flipped bit nor, always, a
-missing file, takes an empty directory for the latest checkpoint, and skips saves silently as long as a newer step
-exists. So every checkpoint carries the SHA-256 digest of its whole state, a damaged one is moved aside (never
-deleted) once an older one has proved usable, and a save either happens or raises.
+Only this module, which writes, and `checkpoint_files`, which reads, know orbax. Orbax stores and names things well, but
+notices neither a flipped bit nor, always, a missing file, takes an empty directory for the latest checkpoint, and skips
+saves silently as long as a newer step exists. So every checkpoint carries the SHA-256 digest of its whole state, a
+damaged one is moved aside (never deleted) once an older one has proved usable, and a save either happens or raises.
 
 Leaves are saved as host arrays by name, like `params.Dense_0.kernel`. A checkpoint thus depends neither on the number
 of devices nor on how the training step was distributed over them. In a run of several processes all of them call
@@ -12,11 +12,9 @@ and orbax works in each process alone: where it waits for others, an error in on
 all of them waiting.
 """
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,20 +27,27 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from cure_jax import distributed
-from cure_jax.training.leaves import abstract, describe, digest, host_array, is_key, like, named_leaves
+from cure_jax.training.checkpoint_files import (
+    CheckpointError,
+    DamagedError,
+    agreed,
+    alone,
+    candidates,
+    check_fit,
+    read,
+    read_arrays,
+    read_record,
+    record_of,
+    saved_steps,
+)
+from cure_jax.training.leaves import abstract, describe, host_array, named_leaves
 from cure_jax.training.workdir import AnyPath, as_path, is_bucket
 
 _LOGGER = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _VARIABLES = ("params.", "batch_stats.")
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged or of another configuration."""
-
-
-class _DamagedError(Exception):
-    """One checkpoint cannot be used; the text is the reason."""
+__all__ = ["Checkpoints", "load", "load_variables"]
 
 
 class Checkpoints:
@@ -82,7 +87,7 @@ class Checkpoints:
                     preservation_policy=ocp.checkpoint_managers.LatestN(max_to_keep),
                     cleanup_tmp_directories=True,
                     enable_async_checkpointing=True,
-                    multiprocessing_options=_alone(),
+                    multiprocessing_options=alone(),
                 ),
             )
 
@@ -129,14 +134,7 @@ class Checkpoints:
         """
         leaves = named_leaves(state)
         arrays = {name: host_array(leaf) for name, leaf in leaves.items()}
-        record = {
-            "sha256": digest(arrays),
-            "leaves": {name: describe(leaf) for name, leaf in leaves.items()},
-            "key_impls": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if is_key(leaf)},
-            "metadata": dict(metadata),
-        }
-        record = json.loads(json.dumps(record))
-        record["seal"] = _seal(record)
+        record = record_of(leaves, arrays, metadata)
         self._wait()
         if distributed.first_says(step in saved_steps(self._directory)) and self._is_saved(step, record):
             return
@@ -172,10 +170,10 @@ class Checkpoints:
         """
         self._wait()
         damaged: dict[int, str] = {}
-        for candidate in _agreed(lambda: _candidates(self._directory, step)):
+        for candidate in agreed(lambda: candidates(self._directory, step)):
             try:
-                state, metadata = _read(self._directory / str(candidate), abstract_state)
-            except _DamagedError as error:
+                state, metadata = read(self._directory / str(candidate), abstract_state)
+            except DamagedError as error:
                 damaged[candidate] = str(error)
                 _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", candidate, self._directory, error)
             else:
@@ -216,8 +214,8 @@ class Checkpoints:
     def _is_saved(self, step: int, record: dict[str, Any]) -> bool:
         """Whether this very checkpoint is there already; a damaged one in its place is moved aside."""
         try:
-            saved = _agreed(lambda: _read_record(self._directory / str(step)))
-        except _DamagedError as error:
+            saved = agreed(lambda: read_record(self._directory / str(step)))
+        except DamagedError as error:
             _LOGGER.warning("Checkpoint %d in %s is damaged: %s.", step, self._directory, error)
             self._set_aside([step])
             return False
@@ -266,15 +264,15 @@ def load(
     """
     logging.getLogger("absl").addFilter(_drop_orbax_chatter)
     directory = as_path(directory)
-    newest = next(iter(_agreed(lambda: _candidates(directory, step))), None)
+    newest = next(iter(agreed(lambda: candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
             f"No checkpoint in {directory}: one was expected. Run launch/train.py with this work directory first, or "
             "correct the path."
         )
     try:
-        state, metadata = _read(directory / str(newest), abstract_state)
-    except _DamagedError as error:
+        state, metadata = read(directory / str(newest), abstract_state)
+    except DamagedError as error:
         others = [other for other in sorted(saved_steps(directory)) if other != newest]
         raise CheckpointError(
             f"Checkpoint {newest} in {directory} is damaged: {error}; an undamaged one was expected. Resume the "
@@ -303,9 +301,9 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
             raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
         with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        _check_fit(path, {name: describe(array) for name, array in arrays.items()}, leaves)
+        check_fit(path, {name: describe(array) for name, array in arrays.items()}, leaves)
     else:
-        newest = next(iter(_candidates(path / "checkpoints", None)), None)
+        newest = next(iter(candidates(path / "checkpoints", None)), None)
         if newest is None:
             raise CheckpointError(
                 f"No checkpoint in {path / 'checkpoints'}: one was expected to start from. Train there first, or "
@@ -313,49 +311,21 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
             )
         path = path / "checkpoints" / str(newest)
         try:
-            record = _read_record(path)
+            record = read_record(path)
             variables = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(_VARIABLES)}
-            _check_fit(path, variables, leaves)
+            check_fit(path, variables, leaves)
             # All of them, as the digest is that of the whole state.
-            arrays = _read_arrays(
+            arrays = read_arrays(
                 path, {name: abstract(text) for name, text in record["leaves"].items()}, record["sha256"]
             )
-        except _DamagedError as error:
+        except DamagedError as error:
             raise CheckpointError(f"Checkpoint {path} is damaged: {error}; an undamaged one was expected.") from error
     return jax.tree.unflatten(jax.tree.structure(abstract_variables), [jnp.asarray(arrays[name]) for name in leaves])
-
-
-def _alone() -> ocp.options.MultiprocessingOptions:
-    """Orbax waits for no other process."""
-    own = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process_{own}"
-    )
 
 
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
     """Filter for absl's logger: orbax's warnings and errors pass, its dozen of lines on every save do not."""
     return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
-
-
-def saved_steps(directory: AnyPath) -> list[int]:
-    """The steps of which there is a checkpoint, in any order; none if there is no such directory."""
-    if not directory.is_dir():
-        return []
-    return [int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
-
-
-def _candidates(directory: AnyPath, step: int | None) -> list[int]:
-    """The steps to try, newest first."""
-    steps = sorted(saved_steps(directory), reverse=True)
-    if step is None:
-        return steps
-    if step not in steps:
-        raise CheckpointError(
-            f"No checkpoint of step {step} in {directory}; one of the steps {steps[::-1]} was expected. Choose one of "
-            "them, or none for the newest."
-        )
-    return [step]
 
 
 def _free_names(path: AnyPath) -> Iterator[AnyPath]:
@@ -364,111 +334,3 @@ def _free_names(path: AnyPath) -> Iterator[AnyPath]:
     while True:
         yield path.with_name(f"{path.name}.{number}")
         number += 1
-
-
-def _read(path: AnyPath, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """Read and check one checkpoint.
-
-    Raises:
-      _DamagedError: If it is not, to the last bit, what was saved; agreed between all processes.
-      CheckpointError: If it is undamaged but of another state than `abstract_state`.
-    """
-    failure: Exception | None = None
-    arrays, record = {}, {}
-    abstract_leaves = named_leaves(abstract_state)
-    try:
-        record = _read_record(path)
-        _check_fit(path, record["leaves"], abstract_leaves)
-        arrays = _read_arrays(path, abstract_leaves, record["sha256"])
-    except (_DamagedError, CheckpointError) as error:
-        failure = error
-    _raise_everywhere(failure)
-    leaves = [like(leaf, arrays[name], record["key_impls"].get(name)) for name, leaf in abstract_leaves.items()]
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves), record["metadata"]
-
-
-def _raise_everywhere(failure: Exception | None) -> None:
-    """Raises what went wrong here, or that something did elsewhere: on all processes or on none."""
-    if jax.process_count() > 1:
-        failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(failure is not None)))
-        if failed.size and failure is None:
-            failure = _DamagedError(
-                f"process {failed[0]} cannot use it, see its log; all processes must see the same files"
-            )
-    if failure is not None:
-        raise failure
-
-
-def _agreed(look: Callable[[], Any]) -> Any:
-    """What the first process finds, or raises, on all of them: they might see changes at different times."""
-    answer: list[Any] = []
-    if jax.process_index() == 0:
-        try:
-            answer = ["found", look()]
-        except (_DamagedError, CheckpointError) as error:
-            answer = [type(error).__name__, str(error)]
-    kind, value = distributed.first_says(answer)
-    if kind == "found":
-        return value
-    raise (CheckpointError if kind == CheckpointError.__name__ else _DamagedError)(value)
-
-
-def _read_record(path: AnyPath) -> dict[str, Any]:
-    record = _read_item(path, "record", ocp.args.JsonRestore())
-    if not isinstance(record, dict) or record.get("seal") != _seal(record):
-        raise _DamagedError("its record is incomplete or has changed since it was saved")
-    return record
-
-
-def _read_arrays(path: AnyPath, abstract_leaves: dict[str, Any], sha256: str) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, leaf in abstract_leaves.items():
-        if 0 in np.shape(leaf):
-            arrays[name] = host_array(jnp.empty(leaf.shape, leaf.dtype))
-            continue
-        # One at a time: if one of many cannot be read, orbax leaves the others behind in a closed event loop.
-        args = ocp.args.PyTreeRestore(
-            item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
-        )
-        arrays[name] = _read_item(path, "state", args)[name]
-    if digest(arrays) != sha256:
-        raise _DamagedError("its SHA-256 digest is wrong, so its arrays have changed since they were saved")
-    return arrays
-
-
-def _read_item(path: AnyPath, item: str, args: ocp.args.CheckpointArgs) -> Any:
-    if not any(path.iterdir()):
-        raise _DamagedError("its directory is empty")
-    alone = _alone()
-    state = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    handler = ocp.CompositeCheckpointHandler(state=state, record=ocp.JsonCheckpointHandler())
-    try:
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.Composite(**{item: args}))[item]
-    # Damaged files make orbax and what lies below it raise nearly anything; only running out of memory is our fault.
-    except MemoryError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise _DamagedError(f"its {item} cannot be read ({type(error).__name__}: {reason})") from error
-
-
-def _check_fit(path: AnyPath, saved: dict[str, str], abstract_leaves: dict[str, Any]) -> None:
-    expected = {name: describe(leaf) for name, leaf in abstract_leaves.items()}
-    names = [name for name in {**expected, **saved} if saved.get(name) != expected.get(name)]
-    if not names:
-        return
-    listed = "; ".join(
-        f"{name} is {saved.get(name, 'absent')}, expected {expected.get(name, 'absent')}" for name in names[:10]
-    )
-    more = f"; and {len(names) - 10} more" if len(names) > 10 else ""
-    raise CheckpointError(
-        f"Checkpoint {path} is of another model or optimizer: {listed}{more}. Use the config it was made with, or "
-        "choose another work directory. Nothing was changed."
-    )
-
-
-def _seal(record: Mapping[str, Any]) -> str:
-    """SHA-256 of the record itself, without its seal."""
-    unsealed = {name: value for name, value in record.items() if name != "seal"}
-    return hashlib.sha256(json.dumps(unsealed, sort_keys=True).encode()).hexdigest()

@@ -20,7 +20,8 @@ from cure_jax.data import batch_indices
 from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
-from cure_jax.training.checkpoints import CheckpointError, Checkpoints, load, load_variables, saved_steps
+from cure_jax.training.checkpoint_files import CheckpointError, saved_steps
+from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import cure_jax
-from cure_jax.training.checkpoints import saved_steps
+from cure_jax.training.checkpoint_files import saved_steps
 from cure_jax.training.workdir import write_atomically
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from cure_jax.training.checkpoints import CheckpointError, Checkpoints, load, load_variables
+from cure_jax.training.checkpoint_files import CheckpointError
+from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 
 
 class State(NamedTuple):
