@@ -15,8 +15,9 @@ import json
 import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,8 +26,9 @@ from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import distributed, training
-from cure_jax.certification import METHODS, DatasetCertificate, bound_method
+from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, bound_method
 from cure_jax.report import examples, plots, style
+from cure_jax.training.config import Config
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically
 from launch.parts import common, processes, provenance
 
@@ -52,29 +54,22 @@ def main() -> None:
     # Before the work, not after it: pictures are drawn at the end.
     style.import_figure()
     is_first = processes.join()
-    config, workdir = _CONFIG.value, as_path(str(_WORKDIR.value))
-    arithmetic = _ARITHMETIC.value
-    method = _METHOD.value[0] if len(_METHOD.value) == 1 else tuple(_METHOD.value)
-    bound_method(method, arithmetic if arithmetic == "outward" else "float32")
-    if _NUM_EXAMPLES.value < 1:
-        raise ValueError(f"num_examples is {_NUM_EXAMPLES.value}; expected at least 1. Leave it out for 1000.")
+    config, workdir, method = _CONFIG.value, as_path(str(_WORKDIR.value)), _checked_method()
     split = common.load_split(config, _SPLIT.value)
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
     model = common.create_model(config, split.num_classes)
     fitted = training.restore(model, images[:1], config, workdir)
-
-    start = time.monotonic()
     batch_size, mesh = _batches(len(images))
+    shared = {"batch_size": batch_size, "mesh": mesh}
     prove = functools.partial(
         cj.certify_dataset,
         fitted.classifier,
         images,
         labels,
         method=method,
-        arithmetic=arithmetic,
-        batch_size=batch_size,
-        mesh=mesh,
+        arithmetic=_ARITHMETIC.value,
         show_progress=True,
+        **shared,
     )
     attack = functools.partial(
         cj.attack_dataset,
@@ -83,58 +78,82 @@ def main() -> None:
         labels,
         key=jax.random.key(0),
         steps=_ATTACK_STEPS.value,
-        batch_size=batch_size,
-        mesh=mesh,
+        **shared,
     )
-    radii, reported = dict(config.radii), dict(config.reported)
-    regions = training.make_regions({**radii, **reported})
-    attacked = attack(regions)
-    certificate = prove(regions, attack=attacked)
+    start = time.monotonic()
+    attacked, certificate = _attacked_and_certified({**config.radii, **config.reported}, prove, attack)
     seconds = time.monotonic() - start
     curves = {
         norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
-        for norm, eps in {**radii, **reported}.items()
+        for norm, eps in {**config.radii, **config.reported}.items()
     }
     if not is_first:
         return
-    on_disk = isinstance(workdir, Path)
-
-    union = np.all(np.stack([certificate.verified[norm] for norm in radii]), axis=0)
-    attacked_union = np.all(np.stack([attacked.survived[norm] for norm in radii]), axis=0)
+    shares, verdicts = _summary(config, certificate, attacked)
     result = {
-        "clean": _share(certificate.correct),
-        "certified": {norm: _share(certificate.verified[norm]) for norm in radii},
-        "union": _share(union),
-        "empirical": {norm: _share(attacked.survived[norm]) for norm in radii} | {"union": _share(attacked_union)},
-        "reported": {norm: _share(certificate.verified[norm]) for norm in reported},
-        "reported_empirical": {norm: _share(attacked.survived[norm]) for norm in reported},
+        **shares,
         "num_examples": len(images),
         "split_examples": len(split.images),
         "split": _SPLIT.value,
         "seconds": round(seconds, 2),
-        "radii": radii,
-        "reported_radii": reported,
+        "radii": dict(config.radii),
+        "reported_radii": dict(config.reported),
         "method": certificate.method,
-        "step": int(fitted.state.step),
-        "arithmetic": arithmetic,
-        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, int(fitted.state.step)) if on_disk else None,
-        "commit": provenance.commit(),
-        "training_seconds": provenance.training_seconds(workdir) if on_disk else None,
-        **_environment(),
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
+        **_provenance(workdir, int(fitted.state.step)),
         "config": config.to_dict(),
+        "curve": {norm: curve._asdict() for norm, curve in curves.items()},
     }
-    name = "certify" if _SPLIT.value == "test" else _SPLIT.value
-    verdicts = {f"verified.{norm}": value for norm, value in certificate.verified.items()}
+    _write(
+        workdir, "certify" if _SPLIT.value == "test" else _SPLIT.value, result, verdicts | {"labels": labels}, curves
+    )
+    proved = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
+    print(f"{workdir}: clean {result['clean']:.1%}, {proved}, union {result['union']:.1%} of {len(images)} images")
+
+
+class _Curve(NamedTuple):
+    """Fractions of the images against the radius, which grows."""
+
+    radii: list[float]
+    certified: list[float]
+    attacked: list[float]
+
+
+def _checked_method() -> str | tuple[str, ...]:
+    """How to bound; raises before anything is loaded if there is no such way."""
+    method = _METHOD.value[0] if len(_METHOD.value) == 1 else tuple(_METHOD.value)
+    bound_method(method, _ARITHMETIC.value if _ARITHMETIC.value == "outward" else "float32")
+    if _NUM_EXAMPLES.value < 1:
+        raise ValueError(f"num_examples is {_NUM_EXAMPLES.value}; expected at least 1. Leave it out for 1000.")
+    return method
+
+
+def _attacked_and_certified(
+    radii: Mapping[str, float], prove: Any, attack: Any
+) -> tuple[DatasetAttack, DatasetCertificate]:
+    regions = training.make_regions(radii)
+    attacked = attack(regions)
+    return attacked, prove(regions, attack=attacked)
+
+
+def _summary(
+    config: Config, certificate: DatasetCertificate, attacked: DatasetAttack
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Fractions over the same images, and the verdicts behind them."""
+    verified, survived = certificate.verified, attacked.survived
+    union = np.all(np.stack([verified[norm] for norm in config.radii]), axis=0)
+    standing = np.all(np.stack([survived[norm] for norm in config.radii]), axis=0)
+    shares = {
+        "clean": _share(certificate.correct),
+        "certified": {norm: _share(verified[norm]) for norm in config.radii},
+        "union": _share(union),
+        "empirical": {norm: _share(survived[norm]) for norm in config.radii} | {"union": _share(standing)},
+        "reported": {norm: _share(verified[norm]) for norm in config.reported},
+        "reported_empirical": {norm: _share(survived[norm]) for norm in config.reported},
+    }
+    verdicts = {f"verified.{norm}": value for norm, value in verified.items()}
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
-    verdicts |= {f"survived.{norm}": value for norm, value in attacked.survived.items()}
-    verdicts |= {"correct": certificate.correct, "union": union, "labels": labels}
-    parts = ("radii", "certified", "attacked")
-    result["curve"] = {norm: dict(zip(parts, curve, strict=True)) for norm, curve in curves.items()}
-    _write(workdir, name, result, verdicts, curves)
-    shares = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
-    print(f"{workdir}: clean {result['clean']:.1%}, {shares}, union {result['union']:.1%} of {len(images)} images")
+    verdicts |= {f"survived.{norm}": value for norm, value in survived.items()}
+    return shares, verdicts | {"correct": certificate.correct, "union": union}
 
 
 def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:
@@ -166,24 +185,26 @@ def _share(verdicts: np.ndarray) -> float:
 
 def _curve(
     norm: str, eps: float, prove: Any, attack: Any, certificate: DatasetCertificate, survived: np.ndarray
-) -> tuple[list[float], list[float], list[float]]:
-    """Radii, certified and surviving fractions; the radius 0 is the clean accuracy."""
-    radii, certified, standing = [0.0, eps], [_share(certificate.correct), _share(certificate.verified[norm])], []
-    standing = [_share(certificate.correct), _share(survived)]
+) -> _Curve:
+    """Of one norm, at multiples of its radius; at 0 it is the clean accuracy."""
+    clean = _share(certificate.correct)
+    points = [(0.0, clean, clean), (eps, _share(certificate.verified[norm]), _share(survived))]
     for factor in map(float, _CURVE.value):
-        region = training.make_regions({norm: factor * eps})
-        attacked = attack(region)
-        radii.append(factor * eps)
-        certified.append(_share(prove(region, attack=attacked).verified[norm]))
-        standing.append(_share(attacked.survived[norm]))
-    order = np.argsort(radii)
-    return tuple([float(values[i]) for i in order] for values in (radii, certified, standing))  # pyright: ignore
+        radii = {norm: factor * eps}
+        attacked, proved = _attacked_and_certified(radii, prove, attack)
+        points.append((radii[norm], _share(proved.verified[norm]), _share(attacked.survived[norm])))
+    return _Curve(*(list(values) for values in zip(*sorted(points), strict=True)))
 
 
-def _environment() -> dict[str, Any]:
-    """How the numbers were computed: what a certificate itself cannot know."""
-    device = jax.devices()[0]
+def _provenance(workdir: AnyPath, step: int) -> dict[str, Any]:
+    """Where the numbers come from and how they were computed: what a certificate itself cannot know."""
+    device, here = jax.devices()[0], workdir if isinstance(workdir, Path) else None
     return {
+        "step": step,
+        "arithmetic": _ARITHMETIC.value,
+        "checkpoint_sha256": here and provenance.checkpoint_sha256(here, step),
+        "commit": provenance.commit(),
+        "training_seconds": here and provenance.training_seconds(here),
         "precision": "highest",
         "backend": jax.default_backend(),
         "device": device.device_kind,
@@ -191,6 +212,8 @@ def _environment() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("cure-jax", "jax", "jaxlib", "flax", "optax")},
         },
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
     }
 
 
