@@ -290,13 +290,27 @@ def norm(x: Float[Array, "..."], p: float | int) -> Float[Array, ""]:
     if p == math.inf:
         return largest
     # The norm is homogeneous, so any constant serves as scale: no gradient has to pass through it.
-    scale = lax.stop_gradient(jnp.where((largest > 0) & (largest < math.inf), largest, 1.0))
+    scale = lax.stop_gradient(unit_of(largest))
     relative = magnitude / scale
     power = total(jnp.square(relative) if p == 2 else relative**p)
     # A root has no gradient at 0; with 1 in its place, `where` sends 0 back.
     is_zero = power == 0
     root = jnp.where(is_zero, 1.0, power)
     return jnp.where(is_zero, 0.0, scale * (jnp.sqrt(root) if p == 2 else root ** (1 / p)))
+
+
+def unit_of(largest: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns a number to divide by, so that what is at most that large in magnitude becomes small: 1 in place of 0.
+
+    XLA divides by a scalar by way of its reciprocal. For float32 that is subnormal from 2^126 on, and then 0: numbers
+    near the largest one would vanish, and radii and norms with them. So this is 2^125 at most, and the quotients are 8
+    at most.
+
+    Example:
+      >>> print(unit_of(jnp.array(0.5)), unit_of(jnp.array(0.0)), unit_of(jnp.array(jnp.inf)) == 2.0**125)
+      0.5 1.0 True
+    """
+    return jnp.where(largest > 0, jnp.minimum(largest, 0.5 / jnp.finfo(largest.dtype).tiny), 1.0)
 
 
 def dual(p: float | int) -> float:

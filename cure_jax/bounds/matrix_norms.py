@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cure_jax import numerics
 from cure_jax.graph import Equation
 
 __all__ = ["convolution_norm", "gamma", "gram_root", "largest_eigenvalue", "norm_of_rows", "slack"]
@@ -165,7 +166,7 @@ def _symbol_norm(angles: np.ndarray, groups: int, kernel: jax.Array) -> jax.Arra
     aliases, dtype = angles.shape[1], kernel.dtype
     # |B| is at most [[T, T], [T, T]] with T = sum_q |w_q|: twice the norm of T, and everything is in units of that.
     total = _schur(jnp.sum(jnp.abs(kernel), axis=2)) * (1 + gamma(taps, dtype))
-    unit = jnp.where(total > 0, 2 * total, 1)
+    unit = numerics.unit_of(2 * total)
     kernel = kernel / unit
     form = "aoi,aoj->ij" if aliases == 1 and inputs < outputs else "aoi,api->op"
 
@@ -178,7 +179,9 @@ def _symbol_norm(angles: np.ndarray, groups: int, kernel: jax.Array) -> jax.Arra
 
     tables = jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
     chunk = max(1, _CHUNK_ENTRIES // (16 * aliases * outputs * inputs * groups))
-    return unit * jnp.max(lax.map(gram_norm, tables, batch_size=chunk))
+    norm = unit * jnp.max(lax.map(gram_norm, tables, batch_size=chunk))
+    # Beyond the largest unit the error of rounding is not known.
+    return jnp.where(2 * total > unit, jnp.inf, norm)
 
 
 def _angles(torus: Sequence[int], strides: Sequence[int], sizes: Sequence[int], dilations: Sequence[int]) -> np.ndarray:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cure_jax import graph as graphs
-from cure_jax import rules
+from cure_jax import numerics, rules
 from cure_jax.bounds.matrix_norms import convolution_norm, gamma, norm_of_rows, slack
 from cure_jax.graph import Equation, Graph, Node
 
@@ -167,17 +167,19 @@ def _explicit_norm(path: Sequence[Equation], source: Node, target: Node) -> jax.
     side = target if upright else source
     size = math.prod(side.shape)
     # In units of a bound of the norm, so that no product of small weights underflows.
-    unit = _schur(path, source, target)
-    safe = jnp.where(unit > 0, unit, 1)
+    largest = _schur(path, source, target)
+    unit = numerics.unit_of(largest)
 
     def row(index: jax.Array) -> jax.Array:
         one = jax.nn.one_hot(index, size, dtype=side.dtype).reshape(side.shape)
-        return (pull(one)[0] if upright else push(one)).ravel() / safe
+        return (pull(one)[0] if upright else push(one)).ravel() / unit
 
     widest = max(math.prod(node.shape) for equation in path for node in (equation.output, *equation.bounded))
     rows = lax.map(row, jnp.arange(size), batch_size=max(1, _CHUNK_ENTRIES // widest))
     terms = 2 + sum(_terms(equation)[upright] for equation in path)
-    return jnp.where(unit > 0, safe * norm_of_rows(rows, terms), 0)
+    norm = jnp.where(largest == 0, 0, unit * norm_of_rows(rows, terms))
+    # Beyond the largest unit the error of rounding is not known.
+    return jnp.where(largest > unit, jnp.inf, norm)
 
 
 def _chain_norm(path: Sequence[Equation], source: Node, target: Node) -> jax.Array:

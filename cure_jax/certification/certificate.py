@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -124,7 +125,7 @@ def lower_margins(
       Lower bounds of all margins on the region, other classes ascending; and False where the label is out of range,
       something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
     """
-    x, label = jnp.asarray(x), jnp.asarray(label)
+    x, label = jnp.asarray(x), _as_array(label)
     _check_shapes(x, label, region)
     logits = f(x)
     lower = bound_method(method, arithmetic)(margins(f, label))(region).lower
@@ -166,6 +167,17 @@ def certify_union(
     norms = {name: certify(f, x, label, region, method, arithmetic=arithmetic) for name, region in regions.items()}
     verified = jnp.all(jnp.stack([certificate.verified for certificate in norms.values()]))
     return UnionCertificate(verified, norms)
+
+
+def _as_array(label: Int[ArrayLike, "..."] | int) -> jax.Array:
+    """The label, -1 in place of what has more bits than JAX keeps: 2^32 would come out as 0."""
+    if isinstance(label, jax.Array):
+        return label
+    limits = np.iinfo(np.int32)
+    kept = np.asarray(label)
+    if np.issubdtype(kept.dtype, np.integer):
+        kept = np.where((kept < limits.min) | (kept > limits.max), -1, kept).astype(kept.dtype)
+    return jnp.asarray(kept)
 
 
 def _check_shapes(x: jax.Array, label: jax.Array, region: Region) -> None:

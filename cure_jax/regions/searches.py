@@ -41,9 +41,9 @@ def power(base: Array, exponent: float) -> Array:
 
 
 def _normalised(size: Array) -> tuple[Array, Array]:
-    """Return size divided by its largest entry, and that entry, as a constant."""
-    largest = lax.stop_gradient(jnp.max(size))
-    return size / jnp.where(largest == 0, 1, largest), largest
+    """Return size in units of about its largest entry, and that unit, as a constant."""
+    unit = lax.stop_gradient(numerics.unit_of(jnp.max(size)))
+    return size / unit, unit
 
 
 @functools.partial(jax.jit, static_argnames="p")
@@ -54,7 +54,7 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
     1, whose left side is concave and increasing: Newton's steps from the left never pass the root, and reach it after
     finitely many.
     """
-    size, largest = _normalised(size)
+    size, unit = _normalised(size)
     q = numerics.dual(p)
     tiny, huge = jnp.finfo(size.dtype).tiny, 1 / jnp.finfo(size.dtype).eps ** 4
     constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
@@ -74,7 +74,7 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
 
     mu = lax.fori_loop(0, _WATER_FILLING_STEPS, newton, 1 / jnp.maximum(numerics.norm(constant, q), 1))
     t = jnp.minimum(power(filled_to(mu), q - 1), cap)
-    return largest * ((1 - numerics.total(power(t, p))) / (mu * p) + numerics.total(size * t))
+    return unit * ((1 - numerics.total(power(t, p))) / (mu * p) + numerics.total(size * t))
 
 
 @jax.jit
@@ -85,7 +85,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     lam is then made the mean, weighted by cap, of the sizes in the bracket, so that its derivative fills the room that
     is left with them.
     """
-    size, largest = _normalised(size)
+    size, unit = _normalised(size)
     constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
 
     def load(lam: Array) -> Array:
@@ -94,7 +94,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     def overfull(lam: Array) -> Array:
         return load(lam) > 1
 
-    low, high = _bisect(overfull, jnp.ones((), size.dtype))
+    low, high = _bisect(overfull, jnp.max(constant))
     high = jnp.where(overfull(jnp.zeros_like(low)), high, 0)
     critical = (constant > low) & (constant <= high)
     weight = jnp.where(critical, limit, 0)
@@ -102,7 +102,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     taken = numerics.total(jnp.where(constant > high, cap * (size - lam), 0))
     # Sizes in the bracket differ by less than its width; counting them keeps the bound sound to the last digit.
     remainder = lax.stop_gradient(numerics.total(jnp.where(critical, cap * jnp.maximum(size - lam, 0), 0)))
-    return largest * (lam + taken + remainder)
+    return unit * (lam + taken + remainder)
 
 
 @functools.partial(jax.jit, static_argnames="p")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cure_jax import numerics
 from cure_jax.graph import Equation, Node
 from cure_jax.rules.registry import Affine, Condition, refuse, register
 
@@ -33,7 +34,7 @@ def _power(x: jax.Array, exponent: float) -> jax.Array:
 def _root_of_sum(
     sums: Callable[..., jax.Array], q: float, *radii: jax.Array, weight: jax.Array | float = 1
 ) -> jax.Array:
-    """`weight * (sums of r^q)^(1/q)`, or slightly more; the sums have weights of at most 1.
+    """`weight * (sums of r^q)^(1/q)`, or slightly more; the sums have weights of about 1 at most.
 
     Radii are taken relative to the largest one. Of a row that is small beside it the powers underflow all the same, and
     a radius of 0 would be a false certificate: so each row gets back what may have been lost, three times the least
@@ -43,9 +44,10 @@ def _root_of_sum(
     if q == 1:
         return weight * sums(*radii)
     largest = jnp.max(jnp.stack([_largest(radius) for radius in radii]))
-    safe = jnp.where(largest == 0, 1, largest)
+    unit = numerics.unit_of(largest)
     lost = 3 * sum(radius.size for radius in radii) * jnp.finfo(largest.dtype).tiny
-    return weight * largest * _power(sums(*(_power(radius / safe, q) for radius in radii)) + lost, 1 / q)
+    root = _power(sums(*(_power(radius / unit, q) for radius in radii)) + lost, 1 / q)
+    return weight * jnp.where(largest > 0, unit, 0) * root
 
 
 def _largest(x: jax.Array) -> jax.Array:
@@ -96,9 +98,9 @@ def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
         return _row_maxima(equation.replace_constants(jnp.abs), radius)
     (weights,) = (operand for operand in equation.operands if not isinstance(operand, Node))
     largest = _largest(weights)
-    safe = jnp.where(largest == 0, 1, largest)
-    powers = equation.replace_constants(lambda weights: _power(weights / safe, q))
-    return _root_of_sum(powers.evaluate, q, radius, weight=largest)
+    unit = numerics.unit_of(largest)
+    powers = equation.replace_constants(lambda weights: _power(weights / unit, q))
+    return _root_of_sum(powers.evaluate, q, radius, weight=jnp.where(largest > 0, unit, 0))
 
 
 def _row_maxima(equation: Equation, radius: jax.Array) -> jax.Array:

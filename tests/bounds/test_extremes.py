@@ -1,5 +1,6 @@
 """Numbers far apart, too small and too large: what underflows or overflows proves nothing."""
 
+import functools
 import math
 
 import jax
@@ -10,7 +11,7 @@ from jax import lax
 
 import cure_jax as cj
 from cure_jax import graph as graphs
-from cure_jax import rules
+from cure_jax import numerics, rules
 from cure_jax.certification import METHODS
 from tests.networks import random_mlp
 
@@ -72,6 +73,43 @@ def test_what_overflows_proves_nothing(name):
     assert np.argmax(f(other)) == 1
     for method in (*METHODS, ("crown", "box_ball")):
         assert not jax.jit(lambda x, method=method: cj.certify(f, x, 0, region, method).verified)(x)
+
+
+@pytest.mark.parametrize("within", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+def test_weights_whose_reciprocal_is_no_normal_number_keep_the_radius(p, within):
+    """XLA divides by a scalar by way of its reciprocal, which is 0 from about 1e38 on."""
+
+    def linear(x: jax.Array) -> jax.Array:
+        return jnp.array([1e38, 0.0]) * (x[0] + x[1]) - jnp.array([0.9e38, 0.0])
+
+    def network(x: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(x)
+        return jnp.array([2e38, 0.0]) * (hidden[0] - hidden[1]) + jnp.array([0.5e38, 0.0])
+
+    x, other = jnp.array([0.5, 0.5]), jnp.array([0.0, 0.5])
+    region = cj.lp_ball(x, 0.5, p, within)
+    assert region.contains(other)
+    methods = ("ibp", "crown", "lipschitz", "box_ball", "sdp_crown", "vertex_crown")
+    for f in (linear, network):
+        assert np.argmax(f(x)) == 0
+        assert np.argmax(f(other)) == 1
+        margins = jax.jit(lambda region, f=f: [METHODS[name](f)(region).lower[0] for name in methods])(region)
+        for name, margin in zip(methods, margins, strict=True):
+            assert not margin > f(other)[0] * (1 - 1e-6), name
+
+
+@pytest.mark.parametrize("largest", [1e-30, 0.5, 8.0e37, 8.6e37, 3.3e38])
+def test_units_to_divide_by(largest):
+    values = jnp.array([largest, largest / 2, 0.0])
+    unit = numerics.unit_of(jnp.max(values))
+    found = jax.jit(lambda values, unit: (values / unit) * unit)(values, unit)
+    np.testing.assert_allclose(found, values, rtol=1e-6)
+    assert jnp.max(values / unit) <= 8
+    for p in (1.5, 2.0, 3.0):
+        norm = float(jax.jit(functools.partial(numerics.norm, p=p))(values))
+        expected = largest * (1 + 0.5**p) ** (1 / p)
+        assert norm == pytest.approx(expected, rel=1e-5) or norm == math.inf > np.finfo(np.float32).max > expected / 2
 
 
 def test_limits_that_overflowed_are_none():
