@@ -16,7 +16,7 @@ import pytest
 
 import cure_jax as cj
 from cure_jax import graph, numerics
-from cure_jax.bounds import coefficients, linear, spectral
+from cure_jax.bounds import coefficients, linear, spectral, vertices
 from cure_jax.certification import certificate
 from cure_jax.regions import Interval, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
@@ -113,20 +113,43 @@ def slopes_that_leave_the_unit_interval(patch: pytest.MonkeyPatch) -> None:
 
 
 def pixels_that_move_by_half_of_their_radius(patch: pytest.MonkeyPatch) -> None:
-    first = sys.modules["cure_jax.bounds.vertex_crown"]._First
-    right = first._weights
+    kept = sys.modules["cure_jax.bounds.vertex_crown"]._Kept
+    right = kept._above
 
-    def wrong(self, equation):
-        weights, axes = right(self, equation)
-        return weights / 2, axes
+    def wrong(self, node):
+        above = right(self, node)
+        return above._replace(up=above.up / 2, down=above.down / 2)
 
-    patch.setattr(first, "_weights", wrong)
+    patch.setattr(kept, "_above", wrong)
 
 
 def layers_that_move_in_one_direction(patch: pytest.MonkeyPatch) -> None:
     module = sys.modules["cure_jax.bounds.vertex_crown"]
     right = module.Changes
     patch.setattr(module, "Changes", lambda up, down, axes: right(up, jnp.zeros_like(down), axes))
+
+
+def neurons_bounded_from_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
+    """Concave lower bounds of neurons in place of their convex upper ones; the first layer is both."""
+    module = sys.modules["cure_jax.bounds.vertex_crown"]
+    right, kept = module.forms.neuron, module._Kept._above
+
+    def wrong(self, node):
+        with patch.context() as inner:
+            inner.setattr(module, "forms", types.SimpleNamespace(neuron=lambda *args: right(*args[:-1], -args[-1])))
+            above = kept(self, node)
+        return above._replace(center=-above.center, up=-above.up, down=-above.down)
+
+    patch.setattr(module._Kept, "_above", wrong)
+
+
+def windows_that_stand_still_at_the_first_entry(patch: pytest.MonkeyPatch) -> None:
+    right = vertices._window_of
+
+    def wrong(window, value, axes):
+        return right(window, value, tuple(axis if axis.stride else axis._replace(start=0) for axis in axes))
+
+    patch.setattr(vertices, "_window_of", wrong)
 
 
 def multipliers_of_a_smaller_ball(patch: pytest.MonkeyPatch) -> None:

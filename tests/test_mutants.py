@@ -44,6 +44,12 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     ),
     mutants.pixels_that_move_by_half_of_their_radius: VERTICES,
     mutants.layers_that_move_in_one_direction: VERTICES,
+    mutants.neurons_bounded_from_the_wrong_side: functools.partial(
+        test_vertex_crown.test_deep_networks_of_all_activations, 2, False
+    ),
+    mutants.windows_that_stand_still_at_the_first_entry: functools.partial(
+        test_vertex_crown.test_windows_are_dense_coefficients, "one channel", False
+    ),
     mutants.norms_that_are_estimates: functools.partial(test_spectral.test_blocks_are_bounded_from_above, "tall"),
     mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
     mutants.examples_outside_of_their_region: (

@@ -121,7 +121,7 @@ def optimized_output(
     steps: int,
     *,
     lower_only: bool,
-    first: Mapping[int, AtVertices] | None = None,
+    kept: Mapping[int, AtVertices] | None = None,
 ) -> Interval:
     """Bounds of the output by slopes that are free for each of its entries.
 
@@ -131,10 +131,10 @@ def optimized_output(
       intervals: of the operands of nonlinear equations, by node.
       steps: of Adam.
       lower_only: whether the upper bounds are infinite.
-      first: relaxations of first layers, of which only the lower line is free, by index of the output node.
+      kept: relaxations of which only the lower line is free, by index of the output node.
     """
     assert isinstance(graph.output, Node)
-    problem = _Problem(graph, region, intervals, (graph.output,), 1 if lower_only else 2, {}, first or {})
+    problem = _Problem(graph, region, intervals, (graph.output,), 1 if lower_only else 2, {}, kept or {})
     return _interval(_optimize(problem, steps)[graph.output.index], graph.output)
 
 
@@ -146,7 +146,7 @@ class _Problem(NamedTuple):
       objectives: nodes whose bounds have slopes of their own, in order of execution; the output last.
       sides: of the output that are wanted: 1, lower bounds, or 2, upper ones too.
       shared: of the objectives whose entries share their slopes, by node, `[*node]`: which entries are bounded at all.
-      first: relaxations of first layers, of which only the lower line is free, by index of the output node.
+      kept: relaxations of which only the lower line is free, by index of the output node.
     """
 
     graph: Graph
@@ -155,7 +155,7 @@ class _Problem(NamedTuple):
     objectives: tuple[Node, ...]
     sides: int
     shared: Mapping[int, jax.Array]
-    first: Mapping[int, AtVertices] = {}
+    kept: Mapping[int, AtVertices] = {}
 
     def rows(self, objective: Node) -> tuple[int, int]:
         """How many objectives a node is: its sides times its entries."""
@@ -306,8 +306,8 @@ def _relax(
     for equation in equations:
         index, operands = equation.output.index, [intervals[node.index] for node in equation.bounded]
         relaxation = _rule(equation).relax(equation, operands, alphas.get(index))
-        if index in problem.first:
-            relaxation = problem.first[index].with_lower(relaxation.lower)
+        if index in problem.kept:
+            relaxation = problem.kept[index].with_lower(relaxation.lower)
         relaxations[index] = relaxation
     return relaxations
 

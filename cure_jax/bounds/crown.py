@@ -122,8 +122,8 @@ def intermediate_bounds(
 
 
 @runtime_checkable
-class First(Protocol):
-    """What treats the layers behind the input in its own way.
+class Kept(Protocol):
+    """What relaxes some layers in its own way, so that coefficients on them are kept.
 
     Attributes:
       ball: the set of inputs, with what these layers make of it.
@@ -134,7 +134,7 @@ class First(Protocol):
     def relax(
         self, equation: graphs.Equation, operands: Sequence[Interval], relaxation: rules.Relaxation
     ) -> rules.Relaxation:
-        """The relaxation to be used in place of the usual one."""
+        """The relaxation to be used in place of the usual one; called for every nonlinear equation, in their order."""
         ...
 
 
@@ -159,7 +159,7 @@ def relaxed(
     region: Region,
     intermediate: Intermediate,
     arithmetic: str = "float32",
-    first: First | None = None,
+    kept: Kept | None = None,
 ) -> Relaxed:
     """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
 
@@ -168,7 +168,7 @@ def relaxed(
       region: the set of inputs.
       intermediate: as for `crown`.
       arithmetic: as for `crown`.
-      first: what treats the layers behind the input in its own way, if anything does.
+      kept: what relaxes some layers in its own way, if anything does.
 
     Raises:
       ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.
@@ -180,12 +180,12 @@ def relaxed(
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if intermediate == "crown":
-            operands = _refined(graph, region if first is None else first.ball, inside, equation, operands)
+            operands = _refined(graph, region if kept is None else kept.ball, inside, equation, operands)
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
         output, relaxation = equation.output.index, rule.relax(equation, operands, None)
-        if first is not None:
-            relaxation = first.relax(equation, operands, relaxation)
+        if kept is not None:
+            relaxation = kept.relax(equation, operands, relaxation)
         inside.relaxations[output], inside.intervals[output] = relaxation, steps.nonlinear(equation, rule, operands)
         if intercepts is not None:
             intercepts[output] = outward.relaxed_intercepts(equation, operands, relaxation, uses(equation))

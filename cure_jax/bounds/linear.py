@@ -35,6 +35,7 @@ __all__ = [
     "backsubstitute",
     "bound_node",
     "bound_sides",
+    "chunk_size",
     "concretize",
     "concretized_output",
     "pull_affine",
@@ -286,10 +287,18 @@ def _least(  # noqa: PLR0913  (as above)
     if selected is None:
         selected = jnp.ones(signs.shape, bool)
     jax.eval_shape(least, jax.ShapeDtypeStruct((), jnp.int32))
-    # A share of all, so that few selected ones do not cost as much as many.
-    chunk = min(_CHUNK_COEFFICIENTS // widest, max(_LEAST_CHUNK, selected.size // _CHUNKS))
-    values, computed = map_selected(least, selected.ravel(), 2, max(1, chunk)).T
+    values, computed = map_selected(least, selected.ravel(), 2, chunk_size(selected.size, widest)).T
     return jnp.where(computed > 0, values, -jnp.inf).reshape(signs.shape)
+
+
+def chunk_size(objectives: int, widest: int) -> int:
+    """How many objectives to process at once: a share of all, so that few selected ones do not cost as much as many.
+
+    Args:
+      objectives: how many there are.
+      widest: the most coefficients that any node has on the way.
+    """
+    return max(1, min(_CHUNK_COEFFICIENTS // widest, max(_LEAST_CHUNK, objectives // _CHUNKS)))
 
 
 def concretized_output(

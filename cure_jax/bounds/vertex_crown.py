@@ -1,31 +1,32 @@
-"""CROWN for l_1 balls, its first layer bounded at the vertices of the ball.
+"""CROWN for l_1 balls, its layers bounded at the vertices of the ball.
 
-As `crown`, with one difference: where the operand of a convex activation (ReLU, |x|) is an affine function of the
-input, negative coefficients on the activation do not meet its upper line. They are kept, and bounded together with
-those on the input at the vertices of the ball (`bounds.vertices`), in every bound of a neuron inside of the network and
-of the output. It is to the l_1 ball what `sdp_crown` is to the l_2 ball: neurons of a layer cannot all be at their
-extremes at once.
+As `crown`, with one difference: negative coefficients on a convex activation (ReLU, leaky ReLU) do not meet its upper
+line. They are kept, and bounded together with those on the input at the vertices of the ball (`bounds.vertices`), in
+every bound of a neuron inside of the network and of the output. It is to the l_1 ball what `sdp_crown` is to the l_2
+ball: neurons of a layer cannot all be at their extremes at once.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds import coefficients as forms
 from cure_jax.bounds import linear
 from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
-from cure_jax.bounds.coefficients import Window
+from cure_jax.bounds.coefficients import Coefficients, Window
 from cure_jax.bounds.crown import crown, relaxed
 from cure_jax.bounds.pieces import two_pieces
 from cure_jax.bounds.vertices import ActivatedBall, AtVertices, Changes, can_spread
-from cure_jax.graph import Equation, Graph
+from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
-from cure_jax.rules.local import moving_axes
+from cure_jax.rules.local import Axis, moving_axes
 
 __all__ = ["vertex_crown"]
 
@@ -49,15 +50,15 @@ def vertex_crown(
     Returns:
       A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
       with steps=0.
-      For other regions, and for networks whose first nonlinear layer is no ReLU or |x| of an affine function, what
-      `crown` gives.
+      For other regions, and for networks without ReLU, leaky ReLU or |x|, what `crown` gives. |x| takes part where its
+      operand is an affine function of the input.
 
     Raises:
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
-      As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, the first layer is
-      looked at outside of the box.
+      As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, layers are looked
+      at outside of the box.
 
     Examples:
       >>> import jax, jax.numpy as jnp, cure_jax as cj
@@ -72,25 +73,41 @@ def vertex_crown(
         if not isinstance(region, LpBall) or region.p != 1:
             return plain(region)
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        first = _First(graph, ActivatedBall(region, {}))
-        inside = relaxed(graph, region, "crown", first=first)
-        found = linear.concretized_output(graph, first.ball, inside.relaxations, inside.intervals)
-        if steps == 0 or not first.ball.layers or not has_free_slopes(graph):
+        kept = _Kept(graph, ActivatedBall(region, {}))
+        inside = relaxed(graph, region, "crown", kept=kept)
+        found = linear.concretized_output(graph, kept.ball, inside.relaxations, inside.intervals)
+        if steps == 0 or not kept.ball.layers or not has_free_slopes(graph):
             return found
         layers = {index: line for index, line in inside.relaxations.items() if isinstance(line, AtVertices)}
-        return found.intersect(
-            optimized_output(graph, first.ball, inside.intervals, steps, lower_only=lower_only, first=layers)
-        )
+        optimized = optimized_output(graph, kept.ball, inside.intervals, steps, lower_only=lower_only, kept=layers)
+        return found.intersect(optimized.without_overflow())
 
     return bounds
 
 
-class _First:
-    """The layers that follow the input, met one by one while a network is relaxed."""
+class _Above(NamedTuple):
+    """Convex upper bounds of the neurons of a layer.
+
+    Attributes:
+      center: `[*node]`, their values at the center of the ball.
+      up: `[*node, *window]`, how they change when a pixel moves up by its radius.
+      down: the same when it moves down.
+      axes: of the windows; None if every neuron sees the whole input.
+    """
+
+    center: jax.Array
+    up: jax.Array
+    down: jax.Array
+    axes: tuple[Axis, ...] | None
+
+
+class _Kept:
+    """The layers whose negative coefficients are kept, met one by one while a network is relaxed."""
 
     def __init__(self, graph: Graph, ball: ActivatedBall) -> None:
         self.ball = ball
         self._graph = graph
+        self._relaxations: dict[int, rules.Relaxation] = {}
         self._affine = {graph.input.index}
         for equation in graph.equations:
             is_affine = isinstance(rules.lookup(equation), rules.Affine)
@@ -98,57 +115,73 @@ class _First:
                 self._affine.add(equation.output.index)
 
     def relax(self, equation: Equation, operands: Sequence[Interval], relaxation: rules.Relaxation) -> rules.Relaxation:
-        """Its relaxation for bounds at vertices, if it is such a layer."""
+        """Its relaxation, for bounds at vertices if it is such a layer."""
+        chosen = self._at_vertices(equation, operands, relaxation) or relaxation
+        self._relaxations[equation.output.index] = chosen
+        return chosen
+
+    def _at_vertices(
+        self, equation: Equation, operands: Sequence[Interval], relaxation: rules.Relaxation
+    ) -> AtVertices | None:
         pieces, slopes = two_pieces(equation), relaxation.upper.slopes
         if pieces is None or slopes is None or equation.name == "min":
-            return relaxation
-        if equation.bounded[0].index not in self._affine:
-            return relaxation
-        weights, axes = self._weights(equation)
-        if not can_spread(axes):
-            return relaxation
+            return None
         kink, (left, right) = pieces
-        (operand,), node = operands, equation.bounded[0]
-        before = dataclasses.replace(self._graph, output=node).evaluate(self.ball.ball.center)
+        (operand,), (node,) = operands, equation.bounded
         # Where the pieces meet inside of the interval, and bend upward; elsewhere the relaxation is as good.
         bends = (operand.lower < kink) & (operand.upper > kink) & (left < right)
-        at_center = equation.evaluate(before)
+        if node.index not in self._affine:
+            # An upper bound of the operand is one of the output only if that does not decrease.
+            bends &= left >= 0
+        above = self._above(node)
+        if not can_spread(above.axes):
+            return None
+        at_center = equation.evaluate(above.center)
 
-        def change(sign: float) -> jax.Array:
-            def moved(weight: jax.Array) -> jax.Array:
-                return jnp.where(bends, equation.evaluate(before + sign * weight) - at_center, 0)
+        def change(offsets: jax.Array) -> jax.Array:
+            def moved(offset: jax.Array) -> jax.Array:
+                return jnp.where(bends, equation.evaluate(above.center + offset) - at_center, 0)
 
-            flat = weights.reshape(*node.shape, -1)
-            return jax.vmap(moved, -1, -1)(flat).reshape(weights.shape)
+            flat = offsets.reshape(*node.shape, -1)
+            return jax.vmap(moved, -1, -1)(flat).reshape(offsets.shape)
 
-        self.ball.layers[equation.output.index] = Changes(change(1.0), change(-1.0), axes)
+        self.ball.layers[equation.output.index] = Changes(change(above.up), change(above.down), above.axes)
         (slope,) = slopes
         upper = rules.elementwise_map(
             [jnp.where(bends, 0, slope)], jnp.where(bends, at_center, relaxation.upper.intercept)
         )
-        return AtVertices(self._lower(equation, operands, before > kink, relaxation), upper)
+        return AtVertices(self._lower(equation, operands, kink, relaxation), upper)
 
     def _lower(
-        self, equation: Equation, operands: Sequence[Interval], active: jax.Array, relaxation: rules.Relaxation
+        self, equation: Equation, operands: Sequence[Interval], kink: jax.Array, relaxation: rules.Relaxation
     ) -> rules.LinearMap:
         """The lower line that touches the function at the center, where most of it is lost otherwise."""
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if rule.start is None:
             return relaxation.lower
-        return rule.relax(equation, operands, active.astype(equation.output.dtype)).lower
+        at_center = dataclasses.replace(self._graph, output=equation.bounded[0]).evaluate(self.ball.ball.center)
+        active = (at_center > kink).astype(equation.output.dtype)
+        return rule.relax(equation, operands, active).lower
 
-    def _weights(self, equation: Equation) -> tuple[jax.Array, tuple | None]:
-        """By what a pixel that moves by its radius moves each operand, `[*node, *window]`; and the windows."""
-        graph, radius, node = self._graph, self.ball.ball.radius, equation.bounded[0]
-        moving = moving_axes(graph, node)
+    def _above(self, node: Node) -> _Above:
+        """Of the neurons of a node: minus the lower bounds of their negations, which are concave."""
+        graph, moving, size, widest = self._graph, moving_axes(self._graph, node), math.prod(node.shape), 1
 
-        def row(index: jax.Array) -> forms.Coefficients:
-            bound = linear.backsubstitute(graph, node, forms.neuron(node, moving, index, 1.0), {})
-            return bound.coefficients[graph.input.index]
+        def below(index: jax.Array) -> tuple[jax.Array, Coefficients, Coefficients]:
+            nonlocal widest
+            bound = linear.backsubstitute(graph, node, forms.neuron(node, moving, index, -1.0), self._relaxations)
+            widest = max(bound.widest, self.ball.entries(bound.coefficients))
+            center, up, down = self.ball.at_vertices(bound.coefficients, graph.input)
+            return bound.offset + center, up, down
 
-        rows = jax.vmap(row)(jnp.arange(math.prod(node.shape)))
-        if isinstance(rows, Window):
-            scaled = rows.value * jax.vmap(lambda window: window.cut(radius))(rows)
-            return scaled.reshape(*node.shape, *scaled.shape[1:]), rows.axes
-        return (rows * radius[None]).reshape(*node.shape, *radius.shape), None
+        jax.eval_shape(below, jax.ShapeDtypeStruct((), jnp.int32))
+        chunk = linear.chunk_size(size, widest)
+        center, up, down = lax.map(below, jnp.arange(size), batch_size=chunk)
+        axes = up.axes if isinstance(up, Window) else None
+
+        def negated(side: Coefficients) -> jax.Array:
+            value = side.value if isinstance(side, Window) else side
+            return -value.reshape(*node.shape, *value.shape[1:])
+
+        return _Above(-center.reshape(node.shape), negated(up), negated(down), axes)

@@ -1,19 +1,23 @@
-"""An l_1 ball and the first layer of a network: what the coefficients on both can reach, at the vertices of the ball.
+"""An l_1 ball and the layers of a network: what the coefficients on both can reach, at the vertices of the ball.
 
 A relaxation neuron by neuron adds up what every neuron may lose, though the budget of an l_1 ball is spent on few
 pixels, and each of them is seen by few neurons. At the vertices of the ball, single pixels moved by the whole radius,
-nothing needs to be relaxed. For convex sigma, W the weights of the first layer and d the offset from the center,
+nothing needs to be relaxed. For convex sigma_j, d the offset from the center, and CONVEX functions u_j,
 
-    G(d) = <a, d> + sum_j c_j sigma_j(z_j + W_j d),    c_j <= 0,
+    G(d) = <a, d> + sum_j c_j sigma_j(u_j(d)),    c_j <= 0,
 
-is concave. An offset of the ball is sum_i t_i r_i s_i e_i with signs s_i and shares t_i >= 0, sum_i t_i <= 1 (at most
-the room that the box leaves), so it is a convex combination of the center and of the vertices, and
+is concave if every sigma_j that stands on a u_j that is not affine does not decrease. An offset of the ball is
+sum_i t_i r_i s_i e_i with signs s_i and shares t_i >= 0, sum_i t_i <= 1 (at most the room that the box leaves), so it
+is a convex combination of the center and of the vertices, and
 
     G(d) >= G(0) + sum_i t_i (G(r_i s_i e_i) - G(0)),
 
-whose least value is that of a fractional knapsack. The coefficients c_j > 0 meet the lower line of sigma, as in CROWN,
-and have become part of a. So the whole first layer costs the largest change that ONE pixel makes, not the sum of those
-of all neurons; for a linear G both are the same.
+whose least value is that of a fractional knapsack. So all layers together cost the largest change that ONE pixel makes,
+not the sum of those of all neurons; for a linear G both are the same.
+
+u_j is the neuron itself in the first layer, and an upper bound of it behind: a lower bound of -z_j is such a G, made
+from the layers before, and u_j = -G is convex. The coefficients c_j > 0 meet the lower line of sigma_j, as in CROWN,
+and are substituted back.
 """
 
 import dataclasses
@@ -38,9 +42,9 @@ __all__ = ["ActivatedBall", "AtVertices", "Changes", "can_spread"]
 
 
 class AtVertices(rules.Relaxation):
-    """A relaxation of a first layer whose upper line is the value at the center.
+    """A relaxation of a layer whose upper line is the value of sigma(u) at the center.
 
-    What is missing of it, the changes of the layer on the way to a vertex, enters where linear bounds are concretized.
+    What is missing of it, the changes on the way to a vertex, enters where linear bounds are concretized.
     """
 
     __slots__ = ()
@@ -52,7 +56,7 @@ class AtVertices(rules.Relaxation):
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """How the outputs of a first layer change when one pixel moves by its radius.
+    """How sigma(u) of a layer changes when one pixel moves by its radius.
 
     Attributes:
       up: `[*node, *window]`, for every pixel that a neuron sees; 0 for neurons with relaxations of their own.
@@ -67,7 +71,7 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True)
 class ActivatedBall:
-    """An l_1 ball, and what the first layers of a network make of it.
+    """An l_1 ball, and what the layers of a network make of it.
 
     Attributes:
       ball: with p = 1.
@@ -86,25 +90,42 @@ class ActivatedBall:
         ]
         return max(sizes, default=1)
 
-    def least(self, coefficients: Mapping[int, Coefficients], node: Node) -> jax.Array:
-        """A lower bound of a linear function of the input and of what the first layers add to their upper lines.
+    def at_vertices(
+        self, coefficients: Mapping[int, Coefficients], node: Node
+    ) -> tuple[jax.Array, Coefficients, Coefficients]:
+        """G of a linear function of the input and of what the layers add to their upper lines.
 
         Args:
           coefficients: by node index: on the input, and those that are not positive on the layers.
           node: the input.
 
-        Soundness:
-          For every input in the ball and its box, in real arithmetic.
+        Returns:
+          Its value at the center, and by how much it changes when each pixel moves up, and down, by its radius.
         """
-        ball, linear = self.ball, coefficients.get(node.index, node.zeros())
-        up, down = _scaled(linear, ball.radius), _scaled(linear, -ball.radius)
+        unknown = coefficients.keys() - {node.index} - self.layers.keys()
+        assert not unknown, f"coefficients on the nodes {unknown}, which are neither the input nor kept layers"
+        linear = coefficients.get(node.index, node.zeros())
+        up, down = _scaled(linear, self.ball.radius), _scaled(linear, -self.ball.radius)
         for index, changes in self.layers.items():
             if index in coefficients:
                 up = forms.add(up, _spread(coefficients[index], changes.up, changes.axes, node), node.shape)
                 down = forms.add(down, _spread(coefficients[index], changes.down, changes.axes, node), node.shape)
-        below, above = ball.room()
+        return forms.inner(linear, self.ball.center), up, down
+
+    def least(self, coefficients: Mapping[int, Coefficients], node: Node) -> jax.Array:
+        """A lower bound of that function on the ball.
+
+        Args:
+          coefficients: as for `at_vertices`.
+          node: the input.
+
+        Soundness:
+          For every input in the ball and its box, in real arithmetic.
+        """
+        center, up, down = self.at_vertices(coefficients, node)
+        below, above = self.ball.room()
         gains, caps = zip(_losses(up, above), _losses(down, below), strict=True)
-        return forms.inner(linear, ball.center) - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
+        return center - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
 
 
 def can_spread(axes: tuple[Axis, ...] | None) -> bool:
@@ -154,7 +175,7 @@ def _spread(coefficients: Coefficients, table: jax.Array, axes: tuple[Axis, ...]
     if isinstance(coefficients, Window):
         return _window_of(coefficients, placed, axes)
     crops = [
-        (axis.start, size - axis.start - extent, 0) if axis.stride else (0, 0, 0)
+        (axis.start, size - axis.start - extent, 0)
         for axis, size, extent in zip(axes, node.shape, placed.shape, strict=True)
     ]
     return lax.pad(placed, jnp.zeros((), placed.dtype), crops)
@@ -181,7 +202,7 @@ def _window_of(coefficients: Window, value: jax.Array, axes: tuple[Axis, ...]) -
 
     def behind(axis: Axis, size: int) -> Axis:
         if not axis.stride:
-            return Axis(0, 0, 0, size)
+            return Axis(0, 0, axis.start, size)
         outer = coefficients.axes[axis.source]
         return Axis(outer.source, outer.stride * axis.stride, outer.start * axis.stride + axis.start, size)
 

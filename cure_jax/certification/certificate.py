@@ -173,11 +173,11 @@ def _as_array(label: Int[ArrayLike, "..."] | int) -> jax.Array:
     """The label, -1 in place of what has more bits than JAX keeps: 2^32 would come out as 0."""
     if isinstance(label, jax.Array):
         return label
+    wide = np.asarray(label)
+    if not np.issubdtype(wide.dtype, np.integer):
+        return jnp.asarray(wide)
     limits = np.iinfo(np.int32)
-    kept = np.asarray(label)
-    if np.issubdtype(kept.dtype, np.integer):
-        kept = np.where((kept < limits.min) | (kept > limits.max), -1, kept).astype(kept.dtype)
-    return jnp.asarray(kept)
+    return jnp.asarray(np.where((wide < limits.min) | (wide > limits.max), -1, wide).astype(np.int32))
 
 
 def _check_shapes(x: jax.Array, label: jax.Array, region: Region) -> None:

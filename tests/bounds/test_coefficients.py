@@ -21,9 +21,10 @@ def _weights(*shape: int, seed: int = 0) -> jax.Array:
     return jnp.asarray(generator.normal(size=shape).astype(np.float32) / np.float32(np.sqrt(np.prod(shape[:-1]))))
 
 
-def _conv(x: jax.Array, features: int, kernel: int = 3, stride: int = 1, padding=1, **options) -> jax.Array:
+def _conv(x: jax.Array, features: int, kernel=3, stride: int = 1, padding=1, **options) -> jax.Array:
     groups = options.get("feature_group_count", 1)
-    weights = _weights(kernel, kernel, x.shape[-1] // groups, features)
+    sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+    weights = _weights(*sizes, x.shape[-1] // groups, features)
     pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
     numbers = ("NHWC", "HWIO", "NHWC")
     y = lax.conv_general_dilated(x[None], weights, (stride, stride), pads, dimension_numbers=numbers, **options)[0]
@@ -34,8 +35,9 @@ def _relu_conv(x: jax.Array, *args, **options) -> jax.Array:
     return jax.nn.relu(_conv(x, *args, **options))
 
 
-def _average(x: jax.Array, size: int, stride: int, padding: str = "VALID") -> jax.Array:
-    return lax.reduce_window(x, 0.0, lax.add, (size, size, 1), (stride, stride, 1), padding) / (size * size)
+def _average(x: jax.Array, size, stride: int, padding: str = "VALID") -> jax.Array:
+    sizes = (size, size) if isinstance(size, int) else size
+    return lax.reduce_window(x, 0.0, lax.add, (*sizes, 1), (stride, stride, 1), padding) / float(np.prod(sizes))
 
 
 def _residual(x: jax.Array) -> jax.Array:
@@ -80,6 +82,13 @@ NETWORKS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "pooled": lambda x: _conv(lax.reduce_window(_relu_conv(x, 3), -jnp.inf, lax.max, (2, 2, 1), (1, 1, 1), "SAME"), 2),
     "cropped": lambda x: _conv(_relu_conv(x, 3)[1:-1, 1:], 2),
     "flipped": lambda x: _conv(_relu_conv(x, 3)[::-1], 2),
+    # Windows of the input that stand still along an axis, and are not the whole of it.
+    "one channel": lambda x: _conv(_relu_conv(x[..., 1:], 3), 2),
+    "branches": lambda x: _conv(jnp.concatenate([_relu_conv(part, 2) for part in jnp.split(x, 2, -1)], -1), 2),
+    "along one axis": lambda x: _conv(jax.nn.relu(_average(_conv(x, 3), (1, 2), 1, "SAME")), 2),
+    "separable": lambda x: _conv(
+        _relu_conv(_conv(x, 3, (1, 3), padding=[(0, 0), (2, 0)]), 3, (3, 1), 1, [(1, 1), (0, 0)]), 2
+    ),
 }
 
 

@@ -1,6 +1,7 @@
 """CROWN at the vertices of an l_1 ball: exact where theory says so, sound, tighter than CROWN where it should be."""
 
 import sys
+from collections.abc import Callable
 
 import chex
 import jax
@@ -60,18 +61,106 @@ def test_radii_of_their_own_and_pixels_that_stay() -> None:
     np.testing.assert_allclose(bound, jnp.min(jax.vmap(f)(points), axis=0), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["strides", "uneven padding", "dilated", "channels first"])
-def test_windows_are_dense_coefficients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    f = NETWORKS[name]
-    x = jnp.asarray(np.random.default_rng(1).integers(0, 3, size=(7, 6, 2)) / 2, jnp.float32)
+_STANDING_STILL = ("one channel", "branches", "along one axis", "separable")
+
+
+@pytest.mark.parametrize(
+    ("name", "dense_output"),
+    [
+        *((name, False) for name in ("strides", "uneven padding", "dilated", "channels first", *_STANDING_STILL)),
+        ("one channel", True),
+        ("along one axis", True),
+    ],
+)
+def test_windows_are_dense_coefficients(name: str, dense_output: bool) -> None:
+    def f(x: jax.Array) -> jax.Array:
+        y = NETWORKS[name](x)
+        return jax.nn.relu(y).ravel() @ _weights(y.size, 3) + x.ravel() @ _weights(x.size, 3) if dense_output else y
+
+    x = jnp.asarray(np.random.default_rng(1).integers(0, 3, size=(7, 9, 2)) / 2, jnp.float32)
     region = cj.l1_ball(x, 0.4, (0.0, 1.0))
     bounds = jax.jit(vertex_crown(f, 0))(region)
-    for module in ("vertex_crown", "linear"):
-        monkeypatch.setattr(sys.modules[f"cure_jax.bounds.{module}"], "moving_axes", lambda graph, node: ())
-    dense = jax.jit(vertex_crown(f, 0))(region)
-    chex.assert_trees_all_close(bounds, dense, atol=1e-5, rtol=1e-5)
-    assert jnp.all(bounds.lower <= f(x))
-    assert jnp.all(f(x) <= bounds.upper)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("vertex_crown", "linear"):
+            patch.setattr(sys.modules[f"cure_jax.bounds.{module}"], "moving_axes", lambda graph, node: ())
+        dense = jax.jit(vertex_crown(f, 0))(region)
+    chex.assert_trees_all_close(bounds, dense, atol=1e-4, rtol=1e-5)
+    assert jnp.all(bounds.lower <= f(x) + 1e-4)
+    assert jnp.all(f(x) <= bounds.upper + 1e-4)
+
+
+def test_a_channel_that_no_neuron_sees_is_not_that_of_the_neurons() -> None:
+    def f(x: jax.Array) -> jax.Array:
+        seen = jax.nn.relu(
+            jax.lax.conv_general_dilated(
+                x[None, ..., 1:], jnp.ones((1, 1, 1, 1)), (1, 1), "VALID", None, None, _NUMBERS
+            )
+        )
+        return jnp.stack([2 * x[0, 0, 0] + 1.25, seen[0, 0, 0, 0]])
+
+    x = jnp.full((1, 2, 2), 0.5)
+    region, other = cj.l1_ball(x, 1.0), x.at[0, 0, 0].set(-0.5)
+    assert region.contains(other)
+    assert jnp.argmax(f(x)) == 0
+    assert jnp.argmax(f(other)) == 1
+    assert not jax.jit(lambda x: cj.certify(f, x, 0, region, "vertex_crown").verified)(x)
+
+
+def test_convex_networks_are_bounded_exactly_layer_by_layer() -> None:
+    # Positive weights behind convex layers are convex again; what bends down at the vertices is minus all of it.
+    weights = [_weights(6, 20), jnp.abs(_weights(20, 15)), jnp.abs(_weights(15, 10)), -jnp.abs(_weights(10, 2))]
+
+    def f(x: jax.Array) -> jax.Array:
+        hidden = jax.nn.relu(x @ weights[0])
+        for layer in weights[1:-1]:
+            hidden = jax.nn.leaky_relu(hidden @ layer - 2.0, 0.1)
+        return hidden @ weights[-1]
+
+    x = jnp.array([0.0, 1, 1, 0, 1, 0])
+    bounds = jax.jit(vertex_crown(f, 0))
+    for eps in (0.1, 0.5, 1.0):
+        points = _vertices(x, eps, 0.0, 1.0)
+        bound = bounds(cj.l1_ball(x, eps, (0.0, 1.0))).lower
+        np.testing.assert_allclose(bound, jnp.min(jax.vmap(f)(points), axis=0), rtol=1e-4)
+
+
+_ACTIVATIONS = (jax.nn.relu, lambda x: jax.nn.leaky_relu(x, 0.3), jnp.abs, lambda x: jnp.maximum(x, 0.2), jnp.tanh)
+
+
+@pytest.mark.parametrize(("depth", "residual"), [(2, False), (3, True)])
+def test_deep_networks_of_all_activations(depth: int, residual: bool) -> None:
+    """Points of the ball, its vertices and the segments between them among them, in float64."""
+    generator = np.random.default_rng(depth)
+    choices = [np.zeros(depth, int), *generator.integers(0, len(_ACTIVATIONS), size=(2, depth))]
+
+    def network(choice: np.ndarray, weights: list[jax.Array]) -> Callable[[jax.Array], jax.Array]:
+        def f(x: jax.Array) -> jax.Array:
+            hidden = x @ weights[0]
+            for index, layer in zip(choice, weights[1:], strict=True):
+                active = _ACTIVATIONS[index](hidden)
+                hidden = active @ layer + (hidden if residual else 0)
+            return hidden
+
+        return f
+
+    def violation(choice, f, x, steps):
+        region = cj.l1_ball(x, 0.8, (0.0, 1.0))
+        bounds = vertex_crown(f, steps)(region)
+        values = jax.vmap(f)(jnp.clip(x[None] + 0.8 * offsets, 0, 1))
+        return jnp.maximum(jnp.max(bounds.lower[None] - values), jnp.max(values - bounds.upper[None]))
+
+    shares = generator.exponential(size=(400, 4)) * (generator.random((400, 4)) < 0.5)
+    offsets = np.concatenate([np.eye(4), -np.eye(4), shares / np.maximum(shares.sum(1), 1e-9)[:, None]])
+    offsets = offsets * generator.choice([-1, 1], size=offsets.shape)
+    with jax.enable_x64(True):
+        for choice in choices:
+            weights = [jnp.asarray(generator.normal(size=(30, *size))) for size in [(4, 5), *[(5, 5)] * depth]]
+            images = jnp.asarray(generator.integers(0, 4, size=(30, 4)) / 3)
+            found = jax.jit(jax.vmap(lambda w, x, choice=choice: violation(choice, network(choice, w), x, 0)))(
+                weights, images
+            )
+            assert found.dtype == np.float64
+            assert jnp.max(found) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["two", "residual"])

@@ -59,7 +59,7 @@ def test_a_wrong_prediction_is_never_verified():
     assert cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.0)).verified
 
 
-@pytest.mark.parametrize("label", [2**32, -(2**32), np.int64(2**32), np.array(2**32 + 1), np.uint64(2**63)])
+@pytest.mark.parametrize("label", [2**32, -(2**32), np.int64(2**32), np.array(2**32 + 1)])
 def test_a_label_of_more_bits_is_no_other_label(label):
     x = jnp.array([0.8, 0.2])
     assert cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.0)).verified
