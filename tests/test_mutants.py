@@ -10,11 +10,11 @@ import pytest
 from tests import mutants
 from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral, test_vertex_crown
 from tests.certification import test_certificate
-from tests.regions import test_ball
+from tests.regions import test_support
 from tests.rules import test_rules
 
 LINES = test_rules.test_intervals_and_lines_hold_every_value
-SUPPORT = test_ball.test_no_point_of_the_region_exceeds_the_support
+SUPPORT = test_support.test_no_point_of_the_region_exceeds_the_support
 WINDOWS = test_coefficients.test_windows_are_dense_coefficients
 GRID = test_soundness.test_bounds_hold_on_a_grid
 VERTICES = functools.partial(test_vertex_crown.test_concave_functions_are_bounded_exactly, (0.0, 1.0), jax.nn.relu)
