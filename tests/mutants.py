@@ -116,8 +116,8 @@ def pixels_that_move_by_half_of_their_radius(patch: pytest.MonkeyPatch) -> None:
     kept = sys.modules["cure_jax.bounds.vertex_crown"]._Kept
     right = kept._above
 
-    def wrong(self, node):
-        above = right(self, node)
+    def wrong(self, *args):
+        above = right(self, *args)
         return above._replace(up=above.up / 2, down=above.down / 2)
 
     patch.setattr(kept, "_above", wrong)
@@ -134,10 +134,10 @@ def neurons_bounded_from_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
     module = sys.modules["cure_jax.bounds.vertex_crown"]
     right, kept = module.forms.neuron, module._Kept._above
 
-    def wrong(self, node):
+    def wrong(self, *layer):
         with patch.context() as inner:
             inner.setattr(module, "forms", types.SimpleNamespace(neuron=lambda *args: right(*args[:-1], -args[-1])))
-            above = kept(self, node)
+            above = kept(self, *layer)
         return above._replace(center=-above.center, up=-above.up, down=-above.down)
 
     patch.setattr(module._Kept, "_above", wrong)

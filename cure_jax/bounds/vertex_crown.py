@@ -7,22 +7,21 @@ ball: neurons of a layer cannot all be at their extremes at once.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds import coefficients as forms
 from cure_jax.bounds import linear
 from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
-from cure_jax.bounds.coefficients import Coefficients, Window
+from cure_jax.bounds.coefficients import Window
 from cure_jax.bounds.crown import crown, relaxed
 from cure_jax.bounds.pieces import two_pieces
+from cure_jax.bounds.selection import map_selected
 from cure_jax.bounds.vertices import ActivatedBall, AtVertices, Changes, can_spread
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
@@ -86,7 +85,7 @@ def vertex_crown(
 
 
 class _Above(NamedTuple):
-    """Convex upper bounds of the neurons of a layer.
+    """Convex upper bounds of neurons of a layer; 0 for those that are not selected.
 
     Attributes:
       center: `[*node]`, their values at the center of the ball.
@@ -133,7 +132,7 @@ class _Kept:
         if node.index not in self._affine:
             # An upper bound of the operand is one of the output only if that does not decrease.
             bends &= left >= 0
-        above = self._above(node)
+        above = self._above(node, bends)
         if not can_spread(above.axes):
             return None
         at_center = equation.evaluate(above.center)
@@ -164,24 +163,23 @@ class _Kept:
         active = (at_center > kink).astype(equation.output.dtype)
         return rule.relax(equation, operands, active).lower
 
-    def _above(self, node: Node) -> _Above:
-        """Of the neurons of a node: minus the lower bounds of their negations, which are concave."""
-        graph, moving, size, widest = self._graph, moving_axes(self._graph, node), math.prod(node.shape), 1
+    def _above(self, node: Node, selected: jax.Array) -> _Above:
+        """Of the selected neurons of a node: minus the lower bounds of their negations, which are concave."""
+        graph, moving, widest, axes, window = self._graph, moving_axes(self._graph, node), 1, None, ()
 
-        def below(index: jax.Array) -> tuple[jax.Array, Coefficients, Coefficients]:
-            nonlocal widest
+        def below(index: jax.Array) -> jax.Array:
+            nonlocal widest, axes, window
             bound = linear.backsubstitute(graph, node, forms.neuron(node, moving, index, -1.0), self._relaxations)
             widest = max(bound.widest, self.ball.entries(bound.coefficients))
             center, up, down = self.ball.at_vertices(bound.coefficients, graph.input)
-            return bound.offset + center, up, down
+            axes = up.axes if isinstance(up, Window) else None
+            sides = [side.value if isinstance(side, Window) else side for side in (up, down)]
+            window = sides[0].shape
+            return jnp.concatenate([(bound.offset + center)[None], *(side.ravel() for side in sides)])
 
-        jax.eval_shape(below, jax.ShapeDtypeStruct((), jnp.int32))
-        chunk = linear.chunk_size(size, widest)
-        center, up, down = lax.map(below, jnp.arange(size), batch_size=chunk)
-        axes = up.axes if isinstance(up, Window) else None
-
-        def negated(side: Coefficients) -> jax.Array:
-            value = side.value if isinstance(side, Window) else side
-            return -value.reshape(*node.shape, *value.shape[1:])
-
-        return _Above(-center.reshape(node.shape), negated(up), negated(down), axes)
+        values = jax.eval_shape(below, jax.ShapeDtypeStruct((), jnp.int32)).size
+        chunk = linear.chunk_size(selected.size, widest)
+        rows = -map_selected(below, selected.ravel(), values, chunk)
+        center, offsets = rows[:, 0].reshape(node.shape), rows[:, 1:].reshape(*node.shape, 2, *window)
+        up, down = (jnp.take(offsets, side, axis=len(node.shape)) for side in (0, 1))
+        return _Above(center, up, down, axes)

@@ -21,7 +21,6 @@ and are substituted back.
 """
 
 import dataclasses
-import itertools
 import math
 import string
 from collections.abc import Mapping
@@ -182,19 +181,20 @@ def _spread(coefficients: Coefficients, table: jax.Array, axes: tuple[Axis, ...]
 
 
 def _placed(sums: jax.Array, axes: tuple[Axis, ...], moving: list[int]) -> jax.Array:
-    """Adds up windows `[*positions, *window]` where they lie, from the first entry of the first one on."""
-    count, total = len(moving), None
-    strides = {i: axes[i].stride for i in moving}
-    for offsets in itertools.product(*(range(axes[i].size) for i in moving)):
-        at = dict(zip(moving, offsets, strict=True))
-        part = sums[(slice(None),) * count + tuple(at.get(i, slice(None)) for i in range(len(axes)))]
-        # Positions come first, then the axes that stand still.
-        part = jnp.moveaxis(part, range(count), moving)
-        config = [(at[i], axes[i].size - 1 - at[i], strides[i] - 1) if i in at else (0, 0, 0) for i in range(len(axes))]
-        part = lax.pad(part, jnp.zeros((), part.dtype), config)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+    """Adds up windows `[*positions, *window]` where they lie, from the first entry of the first one on.
+
+    One axis after the other: as many additions as all windows are long together, not as they have entries.
+    """
+    for done, i in enumerate(moving):
+        size, stride = axes[i].size, axes[i].stride
+        place = len(moving) - done + i
+        total = jnp.zeros((), sums.dtype)
+        for offset in range(size):
+            part = jnp.take(sums, offset, axis=place)
+            config = [(offset, size - 1 - offset, stride - 1), *((0, 0, 0),) * (part.ndim - 1)]
+            total = total + lax.pad(part, jnp.zeros((), part.dtype), config)
+        sums = jnp.moveaxis(total, 0, place - 1)
+    return sums
 
 
 def _window_of(coefficients: Window, value: jax.Array, axes: tuple[Axis, ...]) -> Window:
