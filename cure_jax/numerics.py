@@ -304,13 +304,13 @@ def unit_of(largest: Float[Array, ""]) -> Float[Array, ""]:
 
     XLA divides by a scalar by way of its reciprocal. For float32 that is subnormal from 2^126 on, and then 0: numbers
     near the largest one would vanish, and radii and norms with them. So this is 2^125 at most, and the quotients are 8
-    at most.
+    at most. What is not a number stays that.
 
     Example:
       >>> print(unit_of(jnp.array(0.5)), unit_of(jnp.array(0.0)), unit_of(jnp.array(jnp.inf)) == 2.0**125)
       0.5 1.0 True
     """
-    return jnp.where(largest > 0, jnp.minimum(largest, 0.5 / jnp.finfo(largest.dtype).tiny), 1.0)
+    return jnp.where(largest == 0, 1.0, jnp.minimum(largest, 0.5 / jnp.finfo(largest.dtype).tiny))
 
 
 def dual(p: float | int) -> float:

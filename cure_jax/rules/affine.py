@@ -47,7 +47,7 @@ def _root_of_sum(
     unit = numerics.unit_of(largest)
     lost = 3 * sum(radius.size for radius in radii) * jnp.finfo(largest.dtype).tiny
     root = _power(sums(*(_power(radius / unit, q) for radius in radii)) + lost, 1 / q)
-    return weight * jnp.where(largest > 0, unit, 0) * root
+    return weight * jnp.where(largest == 0, 0, unit) * root
 
 
 def _largest(x: jax.Array) -> jax.Array:
@@ -100,7 +100,7 @@ def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
     largest = _largest(weights)
     unit = numerics.unit_of(largest)
     powers = equation.replace_constants(lambda weights: _power(weights / unit, q))
-    return _root_of_sum(powers.evaluate, q, radius, weight=jnp.where(largest > 0, unit, 0))
+    return _root_of_sum(powers.evaluate, q, radius, weight=jnp.where(largest == 0, 0, unit))
 
 
 def _row_maxima(equation: Equation, radius: jax.Array) -> jax.Array:

@@ -112,6 +112,20 @@ def test_units_to_divide_by(largest):
         assert norm == pytest.approx(expected, rel=1e-5) or norm == math.inf > np.finfo(np.float32).max > expected / 2
 
 
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, math.inf])
+def test_a_weight_that_is_no_number_leaves_no_bound(p):
+    weights = jnp.array([[1.0, jnp.nan], [0.0, 1.0]])
+
+    def f(x: jax.Array) -> jax.Array:
+        return jax.nn.relu(x @ weights)
+
+    region = cj.lp_ball(jnp.full(2, 0.5), 0.1, p, (0.0, 1.0))
+    bounds = jax.jit(lambda region: [METHODS[name](f)(region) for name in ("ibp", "crown", "box_ball")])(region)
+    for found in bounds:
+        assert not found.lower[1] > -jnp.inf
+        assert not found.upper[1] < jnp.inf
+
+
 def test_limits_that_overflowed_are_none():
     bounds = cj.Interval(jnp.array([jnp.inf, jnp.nan, -jnp.inf, 1.0]), jnp.array([jnp.inf, 1.0, -jnp.inf, jnp.nan]))
     safe = bounds.without_overflow()
