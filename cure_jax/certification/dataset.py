@@ -98,7 +98,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         tried on what was broken: the others would take their time for nothing. What was broken is not verified; if a
         bound says otherwise, one of the two is wrong, and a warning names the examples.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
-        keeps the tightest bound of each margin; so do several names, in the order in which they are given.
+        keeps the tightest bound of each margin; so do several names, "best" among them or not, in the order in which
+        they are given.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
         method (`cure_jax.bounds.in_float64`).
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.

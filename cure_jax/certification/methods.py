@@ -1,6 +1,7 @@
 """The methods that prove, by name, several of them as one, and which `best` uses on which regions."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -36,10 +37,10 @@ def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ..
 
 
 def tried(method: str | Sequence[str], region: Region, arithmetic: str = "float32") -> tuple[str, ...]:
-    """The methods to try on a region, in this order: those of "best", or those that are named."""
-    if method == "best":
-        return cheap_to_tight(region, arithmetic)
-    return (method,) if isinstance(method, str) else tuple(method)
+    """The methods to try on a region, in this order: those that are named, with those of "best" in its place."""
+    named = [method] if isinstance(method, str) else method
+    each = (cheap_to_tight(region, arithmetic) if name == "best" else (name,) for name in named)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(each)))
 
 
 def _tightest(
