@@ -69,6 +69,7 @@ def test_too_many_slopes_are_reported_and_shared_or_left_to_crown(monkeypatch, c
     assert widths[1] < widths[2]
 
 
+@pytest.mark.slow
 def test_the_layers_with_the_most_slopes_share_them(monkeypatch, caplog):
     def f(x):
         for width in (4, 4, 8):

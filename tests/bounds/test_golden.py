@@ -38,9 +38,17 @@ def test_networks_are_the_same(name):
     np.testing.assert_allclose(jax.jit(jax.vmap(f))(jnp.asarray(arrays["x"])), arrays["logits"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", list(golden_networks.BALLS))
-@pytest.mark.parametrize("name", golden_networks.NAMES)
-@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN"])
+# CROWN of the deepest network takes half a minute a norm.
+REFERENCES = [
+    pytest.param(method, name, norm, marks=[pytest.mark.slow] if deepest and norm != "linf" else [])
+    for method in ("IBP", "CROWN-IBP", "CROWN")
+    for name in golden_networks.NAMES
+    for norm in golden_networks.BALLS
+    for deepest in [(method, name) == ("CROWN", "deep_digits_s0")]
+]
+
+
+@pytest.mark.parametrize(("method", "name", "norm"), REFERENCES)
 def test_no_looser_than_the_reference(name, norm, method):
     _, arrays = golden_networks.load(name)
     worst = (bounds(name, norm, method, False) - arrays[f"{norm}.{method}"]).min()
@@ -65,7 +73,13 @@ def test_optimised_bounds_reach_the_reference(name, norm):
 
 
 @pytest.mark.parametrize("norm", ["l2", pytest.param("l1", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", golden_networks.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "deep_digits_s0" else [])
+        for name in golden_networks.NAMES
+    ],
+)
 def test_the_pixel_box_makes_crown_tighter(name, norm):
     whole, cut = bounds(name, norm, "CROWN", False), bounds(name, norm, "CROWN", True)
     assert (cut > whole).mean() > 0.95
