@@ -80,12 +80,11 @@ def main() -> None:
         steps=_ATTACK_STEPS.value,
         **shared,
     )
-    start = time.monotonic()
-    attacked, certificate = _attacked_and_certified({**config.radii, **config.reported}, prove, attack)
+    radii, start = {**config.radii, **config.reported}, time.monotonic()
+    attacked, certificate = _attacked_and_certified(radii, prove, attack)
     seconds = time.monotonic() - start
     curves = {
-        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm])
-        for norm, eps in {**config.radii, **config.reported}.items()
+        norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm]) for norm, eps in radii.items()
     }
     if not is_first:
         return

@@ -110,7 +110,7 @@ def shrink_into_ball(distance: Array, cap: Array, radius: Array, p: float) -> Ar
     """Return the t of `LpBall.project` for p < inf: t <= cap with |t|_p <= 1, in units of the radius."""
     eps = jnp.finfo(distance.dtype).eps
     # Radii enter relative to the largest; one below rounding moves its pixel by less than rounding anyway.
-    weight = 1 / jnp.square(jnp.maximum(radius / positive(jnp.max(radius)), eps))
+    weight = 1 / jnp.square(jnp.maximum(radius / numerics.unit_of(jnp.max(radius)), eps))
 
     def at(nu: Array) -> Array:
         return jnp.minimum(_shrink(distance, nu * weight, p), cap)
