@@ -91,7 +91,8 @@ def custom_bounds(
     @functools.wraps(fun)
     def bounded(*arguments: Any) -> Array:
         values = [jnp.asarray(argument) for argument in arguments]
-        closed = jax.make_jaxpr(fun)(*values)
+        # A new function each time, as JAX keeps what it has traced by identity: what `fun` closes over may have changed.
+        closed = jax.make_jaxpr(lambda *values: fun(*values))(*values)
         inner = getattr(closed, "jaxpr", closed)
         if len(inner.outvars) != 1:
             raise TypeError(

@@ -166,7 +166,8 @@ def trace(
             f"A function to be bounded takes a float32 or float64 array; got {example.dtype}. Convert the example "
             "before its region is built; half precision would round the bounds themselves."
         )
-    closed = jax.make_jaxpr(f)(jax.ShapeDtypeStruct(example.shape, example.dtype))
+    # A new function each time: JAX keeps what it has traced by identity, and what `f` closes over may have changed.
+    closed = jax.make_jaxpr(lambda x: f(x))(jax.ShapeDtypeStruct(example.shape, example.dtype))
     inner = getattr(closed, "jaxpr", closed)
     if len(inner.outvars) != 1:
         raise TypeError(

@@ -18,6 +18,8 @@ from cure_jax.regions.region import Interval
 
 __all__ = ["LpBall", "l1_ball", "l2_ball", "linf_ball", "lp_ball"]
 
+_NEAR = 1.001
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,9 @@ class LpBall:
             h(a) <= <a, center> + lam + sum_i cap_i max(|b_i| - lam, 0)                                  p = 1
 
         by Lagrangian duality, with equality for the best lam: water filling (Newton's method on a concave function,
-        from the left) for p > 1, a fractional knapsack by bisection for p = 1. For p = inf the region is a box. The
-        search is not differentiated; by the envelope theorem the derivatives are those of the formula at that lam.
+        from the left) for p > 1, a fractional knapsack by bisection for p = 1. For p = inf the region is a box, and for
+        lam = 0 it counts as one: that is tried beside the search. The search is not differentiated; by the envelope
+        theorem the derivatives are those of the formula at that lam.
 
         Args:
             coefficients: a, of the shape of center.
@@ -91,11 +94,22 @@ class LpBall:
         linear = numerics.total(coefficients * self.center)
         if self.lower is None:
             return linear + numerics.norm(scaled, numerics.dual(self.p))
+        return linear + self._reach(coefficients, scaled)
+
+    def _reach(self, coefficients: Array, scaled: Array) -> Array:
+        """Return the support of the cut ball around 0: the lesser of what a search finds and that of the box alone."""
+        finite = jnp.isfinite(scaled)
+        scaled = jnp.where(finite, scaled, 0)
         below, above = self.room()
         size, cap = searches.magnitude(scaled), jnp.where(scaled > 0, above, below)
         cut = searches.knapsack(size, cap) if self.p == 1 else searches.water_filling(size, cap, self.p)
-        # The box alone is less by rounding only, or where the search stopped early: the maximiser is the cut ball's.
-        return linear + cut + lax.stop_gradient(jnp.minimum(numerics.total(size * cap) - cut, 0))
+        # Without a quotient: in units of a huge radius, a search is all rounding.
+        box = self.bounding_box()
+        room = jnp.where(coefficients > 0, box.upper - self.center, self.center - box.lower)
+        boxed = numerics.total(searches.magnitude(coefficients) * room)
+        # Where they are near, the box is less by rounding only, and the maximiser is that of the ball.
+        near = jnp.all(finite) & (cut <= _NEAR * boxed)
+        return jnp.where(near, cut + lax.stop_gradient(jnp.minimum(boxed - cut, 0)), boxed)
 
     def bounding_box(self) -> Interval:
         """Return the smallest box that holds the region: center -/+ radius cut by the box."""
@@ -197,14 +211,21 @@ class LpBall:
         return self.radius * (scaled / searches.positive(numerics.norm(scaled, self.p)))
 
     def room(self) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
-        """Return how far each pixel can go down and up, in units of its radius: in [0, 1], 0 where the radius is 0."""
+        """Return how far each pixel can go down and up, in units of its radius, or a little more than it can.
+
+        In [0, 1]; 0 for a pixel that cannot move at all, only for such a one.
+        """
         radius = searches.positive(self.radius)
         if self.lower is None or self.upper is None:
             room = self.radius / radius
             return room, room
-        below = jnp.minimum(self.center - self.lower, self.radius) / radius
-        above = jnp.minimum(self.upper - self.center, self.radius) / radius
-        return jnp.maximum(below, 0), jnp.maximum(above, 0)
+
+        def relative(gap: Array) -> Array:
+            # A quotient below the smallest number would count as 0, for a pixel that can move.
+            share = jnp.maximum(jnp.minimum(gap, self.radius) / radius, jnp.finfo(self.dtype).tiny)
+            return jnp.where((gap > 0) & (self.radius > 0), share, 0)
+
+        return relative(self.center - self.lower), relative(self.upper - self.center)
 
 
 def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] | None = None) -> LpBall:

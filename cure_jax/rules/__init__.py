@@ -6,6 +6,7 @@ See `registry` for what a rule is and CONTRIBUTING.md for how to add one.
 from cure_jax.rules import affine, bilinear, clamp, custom, elementwise, pooling, smooth
 from cure_jax.rules.registry import (
     Affine,
+    Domain,
     LinearMap,
     Nonlinear,
     Relaxation,
@@ -17,6 +18,7 @@ from cure_jax.rules.registry import (
 
 __all__ = [
     "Affine",
+    "Domain",
     "LinearMap",
     "Nonlinear",
     "Relaxation",

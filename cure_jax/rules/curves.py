@@ -29,7 +29,7 @@ from jax import lax
 
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval
-from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwise_map
+from cure_jax.rules.registry import Domain, LinearMap, Nonlinear, Relaxation, elementwise_map
 
 __all__ = ["Curve", "rule"]
 
@@ -46,11 +46,6 @@ _CURVED = 64.0
 _NARROW = 1e-3
 
 
-def _everywhere(equation: Equation, lower: jax.Array, upper: jax.Array) -> jax.Array:
-    del equation, upper
-    return jnp.ones(lower.shape, bool)
-
-
 class Curve(NamedTuple):
     """An elementwise function of one bounded operand, by its traits.
 
@@ -62,11 +57,11 @@ class Curve(NamedTuple):
       convex_first: whether the function is convex left of the first one. Of two concave pieces the left one must
         fall, and the function must rise on the right one.
       turns: where the function changes between rising and falling.
-      range: the infimum and the supremum of its values.
+      range: the infimum and the supremum of its values: numbers, or `(equation) ->` what broadcasts to the output.
       rounding: how far a computed value may be off, in units of the last place.
       noise: `(equation, x) ->` the same in absolute terms, in units of the machine epsilon; for formulas that cancel.
       scale: 1 if f' changes little within distances far smaller than 1, 0 if only within those far smaller than |x|.
-      defined: `(equation, lower, upper) ->` where the function is continuous on the box; it has no bounds elsewhere.
+      defined: `(equation, lower, upper) ->` where the box lies where all of this holds; None: everywhere.
       inside: a point where it is defined.
       straight: `(lower, upper) ->` where the function is affine on the box.
     """
@@ -76,11 +71,11 @@ class Curve(NamedTuple):
     inflections: tuple[float, ...] | Callable[[Equation], tuple[jax.Array, ...]] = ()
     convex_first: bool = True
     turns: tuple[float, ...] = ()
-    range: tuple[float, float] = (-math.inf, math.inf)
+    range: Range | Callable[[Equation], Range] = (-math.inf, math.inf)
     rounding: float = 4
     noise: Callable[[Equation, jax.Array], jax.Array] = lambda equation, x: jnp.zeros_like(x)
     scale: float = 1.0
-    defined: Callable[[Equation, jax.Array, jax.Array], jax.Array] = _everywhere
+    defined: Callable[[Equation, jax.Array, jax.Array], jax.Array] | None = None
     inside: float = 1.0
     straight: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
@@ -108,7 +103,12 @@ def rule(curve: Curve) -> Nonlinear:
         mask = mask & ~curve.straight(x.lower, x.upper) if curve.straight else mask
         return (mask,) * len(intervals)
 
-    return Nonlinear(interval, relax, lipschitz, start, undecided)
+    def contains(equation: Equation, intervals: Sequence[Interval]) -> jax.Array:
+        assert curve.defined is not None
+        return curve.defined(equation, intervals[0].lower, intervals[0].upper)
+
+    domain = Domain(contains, curve.inside) if curve.defined else None
+    return Nonlinear(interval, relax, lipschitz, start, undecided, domain)
 
 
 def _function(equation: Equation) -> Function:
@@ -120,22 +120,20 @@ def _interval(curve: Curve, equation: Equation, x: Interval) -> Interval:
     """The image of the box, outwards by what rounding may have taken.
 
     Soundness:
-      A continuous function takes its extrema at the ends and where it turns. Infinite where it is not continuous.
+      A continuous function takes its extrema at the ends and where it turns.
     """
-    defined = curve.defined(equation, x.lower, x.upper)
-    lower, upper = (jnp.where(defined, end, curve.inside) for end in (x.lower, x.upper))
-    points = jnp.stack([lower, upper, *(jnp.clip(turn, lower, upper) for turn in curve.turns)])
+    points = jnp.stack([x.lower, x.upper, *(jnp.clip(turn, x.lower, x.upper) for turn in curve.turns)])
     values = jax.vmap(_differentiable(curve, equation))(points)
     margins = lax.stop_gradient(jax.vmap(lambda point: _margin(curve, equation, point))(points))
     # A value that overflows has a margin that does, and their difference is no number.
     margins = jnp.where(jnp.isfinite(margins), margins, 0)
-    least, greatest = curve.range
+    least, greatest = curve.range(equation) if callable(curve.range) else curve.range
     below = jnp.maximum(jnp.min(values - margins, axis=0), least)
     above = jnp.minimum(jnp.max(values + margins, axis=0), greatest)
     # What overflows is beyond the largest number, not beyond all.
     largest = jnp.finfo(values.dtype).max
-    below = jnp.where(defined & ~jnp.isnan(below), jnp.minimum(below, largest), -math.inf)
-    return Interval(below, jnp.where(defined & ~jnp.isnan(above), jnp.maximum(above, -largest), math.inf))
+    below = jnp.where(jnp.isnan(below), -math.inf, jnp.minimum(below, largest))
+    return Interval(below, jnp.where(jnp.isnan(above), math.inf, jnp.maximum(above, -largest)))
 
 
 def _margin(curve: Curve, equation: Equation, x: jax.Array) -> jax.Array:

@@ -8,19 +8,23 @@ bounded; there is no default that lets an unknown primitive pass.
   follow.
 * A **nonlinear** rule gives `interval(equation, *intervals)` and `relax(equation, intervals, alpha)`: for each
   bounded operand a lower and an upper linear map with intercept, sound for every alpha in [0, 1]. One alpha serves
-  both lines: an objective has one sign at each neuron, so it meets one line of the two.
+  both lines: an objective has one sign at each neuron, so it meets one line of the two. What it says may hold on a
+  `domain` only; `register` sees to it that a rule says nothing elsewhere, whatever it is asked for.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 
 __all__ = [
     "Affine",
+    "Domain",
     "LinearMap",
     "Nonlinear",
     "Relaxation",
@@ -77,6 +81,18 @@ class Affine(NamedTuple):
     offset: bool = False
 
 
+class Domain(NamedTuple):
+    """Where a rule of an elementwise function holds.
+
+    Attributes:
+      contains: `(equation, intervals) -> mask`, `[*output]`: where boxes and parameters lie in the domain.
+      inside: a number of the domain, put in the place of ends of boxes that do not.
+    """
+
+    contains: Callable[[Equation, Sequence[Interval]], jax.Array]
+    inside: float = 1.0
+
+
 class Nonlinear(NamedTuple):
     """A primitive that is not affine in its bounded operands.
 
@@ -90,6 +106,8 @@ class Nonlinear(NamedTuple):
         from which an optimiser starts. None if `relax` does not look at alpha.
       undecided: `(equation, intervals) -> for each bounded operand a mask of its shape`: where tighter intervals would
         make the relaxation tighter (False: it is exact already). None: everywhere.
+      domain: where the first three hold. None: everywhere. Elsewhere a rule that is registered gives infinite ends,
+        constant lines through them, and an infinite Lipschitz constant.
     """
 
     interval: Callable[..., Interval]
@@ -97,6 +115,7 @@ class Nonlinear(NamedTuple):
     lipschitz: Callable[[Equation], float | jax.Array]
     start: Callable[[Equation, Sequence[Interval]], jax.Array] | None = None
     undecided: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, ...]] | None = None
+    domain: Domain | None = None
 
 
 Rule = Affine | Nonlinear
@@ -121,10 +140,44 @@ def register(
       when: which of their equations the rule is valid for.
       otherwise: why the others are refused and what to use instead, for the error that no rule covers them.
     """
+    if isinstance(rule, Nonlinear) and rule.domain is not None:
+        rule = _confined(rule, rule.domain)
     for name in (names,) if isinstance(names, str) else names:
         _TABLE.setdefault(name, []).append((when, rule))
         if otherwise:
             refuse(name, otherwise)
+
+
+def _confined(rule: Nonlinear, domain: Domain) -> Nonlinear:
+    """The rule, which knows nothing outside of its domain."""
+
+    def within(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, list[Interval]]:
+        known = domain.contains(equation, intervals)
+        ends = lambda x: (jnp.where(known, end, domain.inside) for end in (x.lower, x.upper))  # noqa: E731
+        return known, [Interval(*ends(x)) for x in intervals]
+
+    def interval(equation: Equation, *intervals: Interval) -> Interval:
+        known, inside = within(equation, intervals)
+        image = rule.interval(equation, *inside)
+        return Interval(jnp.where(known, image.lower, -math.inf), jnp.where(known, image.upper, math.inf))
+
+    def relax(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
+        known, inside = within(equation, intervals)
+
+        def confined(line: LinearMap, otherwise: float) -> LinearMap:
+            assert line.slopes is not None, f"the rule of {equation.name} has a domain, but is not elementwise"
+            slopes = [jnp.where(known, slope, 0) for slope in line.slopes]
+            return elementwise_map(slopes, jnp.where(known, line.intercept, otherwise))
+
+        lower, upper = rule.relax(equation, inside, alpha)
+        return Relaxation(confined(lower, -math.inf), confined(upper, math.inf))
+
+    def lipschitz(equation: Equation) -> jax.Array:
+        everything = [Interval(node.zeros() - math.inf, node.zeros() + math.inf) for node in equation.bounded]
+        known = jnp.all(domain.contains(equation, everything))
+        return jnp.where(known, rule.lipschitz(equation), math.inf)
+
+    return rule._replace(interval=interval, relax=relax, lipschitz=lipschitz)
 
 
 def refuse(names: str | Sequence[str], why: str) -> None:

@@ -123,10 +123,6 @@ def _erfc_noise(equation: Equation, x: jax.Array) -> jax.Array:
     return jnp.where(x > 1.01, jnp.clip(x, 0, 20) ** 2 * equation.evaluate(x), 2)
 
 
-def _power_noise(equation: Equation, x: jax.Array) -> jax.Array:
-    return jnp.abs(_exponent(equation)) * (1 + jnp.abs(jnp.log(jnp.abs(x)))) * jnp.abs(equation.evaluate(x))
-
-
 def _integer_power_noise(equation: Equation, x: jax.Array) -> jax.Array:
     return abs(equation.params["y"]) * jnp.abs(equation.evaluate(x))
 
@@ -136,13 +132,56 @@ def _exponent(equation: Equation) -> jax.Array:
 
 
 def _power_slope(equation: Equation, x: jax.Array) -> jax.Array:
-    return _exponent(equation) * x ** (_exponent(equation) - 1)
+    """The derivative of x^e; for e < 2 that of a point right of 0, where it is finite, in the place of 0."""
+    e, size = _exponent(equation), jnp.abs(x)
+    near_zero = (e >= 0) & (e < 2)
+    # Its own derivative may overflow long before it does.
+    least = _sqrt_least(x)
+    kept = jnp.where(near_zero & (size < least), lax.stop_gradient(size), size)
+    size = jnp.where(near_zero, jnp.maximum(kept, _power_least(x)), kept)
+    return jnp.where(_is_even(e), jnp.sign(x), 1) * e * size ** (e - 1)
+
+
+def _power_least(x: jax.Array) -> jax.Array:
+    return jnp.asarray(16 * jnp.finfo(x.dtype).tiny, x.dtype)
+
+
+def _power_noise(equation: Equation, x: jax.Array) -> jax.Array:
+    """Of the logarithm behind it; and near 0 what its slope there, and small numbers that count as 0, leave out."""
+    e, least = _exponent(equation), _power_least(x)
+    size = jnp.abs(x)
+    rounded = jnp.abs(e) * (1 + jnp.abs(jnp.log(jnp.maximum(size, least)))) * jnp.abs(equation.evaluate(x))
+    flat = jnp.where(e > 0, jnp.maximum(e, 1) * least**e / jnp.finfo(x.dtype).eps, 0)
+    return rounded + jnp.where(size < least, flat, 0)
+
+
+def _is_whole(exponent: jax.Array) -> jax.Array:
+    return jnp.isfinite(exponent) & (exponent == jnp.round(exponent))
+
+
+def _is_even(exponent: jax.Array) -> jax.Array:
+    return _is_whole(exponent) & (exponent / 2 == jnp.round(exponent / 2))
 
 
 def _power_inflections(equation: Equation) -> tuple[jax.Array, ...]:
-    """Convex everywhere or nowhere."""
-    exponent = _exponent(equation)
-    return (jnp.where((exponent >= 1) | (exponent <= 0), math.inf, -math.inf).astype(exponent.dtype),)
+    """Concave between the two: left of 0 for odd exponents, everywhere for those between 0 and 1, else nowhere."""
+    e = _exponent(equation)
+    odd, flat = _is_whole(e) & ~_is_even(e), (e > 0) & (e < 1)
+    first = jnp.where(odd | flat, -math.inf, math.inf)
+    return first.astype(e.dtype), jnp.where(odd, 0, math.inf).astype(e.dtype)
+
+
+def _power_range(equation: Equation) -> tuple[jax.Array, float]:
+    """Only odd powers are negative."""
+    e = _exponent(equation)
+    return jnp.where(_is_whole(e) & ~_is_even(e), -math.inf, 0).astype(e.dtype), math.inf
+
+
+def _power_defined(equation: Equation, lower: jax.Array, upper: jax.Array) -> jax.Array:
+    """Of negative numbers only whole powers; of 0 only those that are not negative."""
+    e = _exponent(equation)
+    right = jnp.where(e < 0, lower > 0, lower >= 0)
+    return jnp.isfinite(e) & (right | (_is_whole(e) & ((e >= 0) | (upper < 0))))
 
 
 def _integer_power_slope(equation: Equation, x: jax.Array) -> jax.Array:
@@ -258,10 +297,11 @@ CURVES: dict[str, Curve] = {
     "pow": Curve(
         _power_slope,
         inflections=_power_inflections,
-        range=_POSITIVE,
+        turns=(0.0,),
+        range=_power_range,
         noise=_power_noise,
         scale=0.0,
-        defined=_positive,
+        defined=_power_defined,
     ),
     "logistic": Curve(_of_x(lambda x: _bell(x / 2) / 4), lipschitz=0.25, inflections=(0.0,), range=(0.0, 1.0)),
     "tanh": Curve(_of_x(_bell), lipschitz=1.0, inflections=(0.0,), range=(-1.0, 1.0)),

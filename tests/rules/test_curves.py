@@ -54,6 +54,15 @@ FUNCTIONS = {
     "pow": Smooth(lambda x: x**0.7, lambda x: x ** np.float64(np.float32(0.7)), "positive"),
     "pow convex": Smooth(lambda x: x**2.5, lambda x: x**2.5, "positive"),
     "pow negative": Smooth(lambda x: x**-1.5, lambda x: x**-1.5, "positive"),
+    "pow flat": Smooth(lambda x: x**0.1, lambda x: x ** np.float64(np.float32(0.1)), "not negative"),
+    "pow root": Smooth(lambda x: x**0.5, np.sqrt, "not negative"),
+    "pow from 0": Smooth(lambda x: x**1.5, lambda x: x**1.5, "not negative"),
+    "pow of even": Smooth(lambda x: x**2.0, np.square),
+    "pow of odd": Smooth(lambda x: x**3.0, lambda x: x**3),
+    "pow of one": Smooth(lambda x: x**1.0, lambda x: x),
+    "pow of zero": Smooth(lambda x: x**0.0, np.ones_like),
+    "pow of odd negative": Smooth(lambda x: x**-1.0, lambda x: 1 / x, "not 0"),
+    "pow of even negative": Smooth(lambda x: x**-2.0, lambda x: 1 / x**2, "not 0"),
     "integer_pow": Smooth(lambda x: x**2, np.square),
     "integer_pow cube": Smooth(lambda x: x**3, lambda x: x**3),
     "integer_pow sixth": Smooth(lambda x: x**6, lambda x: x**6),
@@ -93,6 +102,9 @@ def _boxes(domain: str, seed: int, count: int = COUNT) -> Interval:
     lower, upper = center - width, center + width * generator.choice([0.0, 0.1, 1.0], size=count)
     if domain == "above -1":
         lower, upper = np.abs(lower) - 1 + 1e-6, np.abs(lower) - 1 + 1e-6 + 2 * width
+    elif domain == "not negative":
+        lower = np.abs(center) * generator.choice([0.0, 1e-30, 1.0], size=count)
+        upper = lower + width
     elif domain != "reals":
         lower = np.abs(lower) + generator.choice([1e-12, 1e-3, 1.0], size=count)
         upper = lower * (1 + generator.choice([0.0, 1e-7, 0.1, 1.0, 1e3], size=count)) + width
