@@ -23,10 +23,11 @@ from cure_jax.certification import (
 )
 from cure_jax.custom import custom_bounds
 from cure_jax.graph import UnsupportedPrimitive
-from cure_jax.regions import Hull, Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
+from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
 
 __all__ = [
     "Certificate",
+    "CutHull",
     "Hull",
     "Interval",
     "LpBall",

@@ -28,7 +28,7 @@ from cure_jax import numerics, rules
 from cure_jax.bounds.linear import backsubstitute
 from cure_jax.bounds.spectral import BlockNorms, as_block_norms, blocks, norms_by_block, sources
 from cure_jax.graph import Graph, Node
-from cure_jax.regions import Hull, Interval, LpBall, Region
+from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region
 
 __all__ = [
     "block_rows",
@@ -52,7 +52,7 @@ def enclosing_ball(region: Region) -> tuple[jax.Array, jax.Array]:
     inequality); a box in that of half its diagonal. Other regions are enclosed by way of their bounding box.
     """
     box = region.bounding_box()
-    if isinstance(region, Hull):
+    if isinstance(region, Hull | CutHull):
         balls = [enclosing_ball(member) for member in region.members]
         center = balls[0][0]
         radius = jnp.max(jnp.stack([numerics.norm(other - center, 2) + rho for other, rho in balls]))

@@ -1,23 +1,31 @@
-"""The convex hull of several regions, for instance of an l_1 and an l_inf ball: it holds every l_p ball in between.
+"""The convex hull of several regions.
 
 The hull of sets R_i is {sum_i w_i y_i : y_i in R_i, w_i >= 0, sum_i w_i = 1}, and its support function is the largest
-of theirs. So one linear bound serves all members and what lies between them, every norm in between included (Croce &
-Hein say which radius). The price: it is a stronger statement than one certificate for each member, and harder to prove.
+of theirs. So one linear bound serves all members and what lies between them. The price: it is a stronger statement than
+one certificate for each member, and harder to prove.
+
+The hull of a WHOLE l_1 and a WHOLE l_inf ball holds an l_p ball for every p in between; Croce & Hein say of which
+radius. Of balls cut by a box this is not true: let the hull be cut, not its members (`hull(..., within=...)`).
 """
 
 import dataclasses
 import functools
 import itertools
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
 from cure_jax import numerics
 from cure_jax.regions import searches
+from cure_jax.regions.ball import LpBall, lp_ball
+from cure_jax.regions.cut_hull import CutHull
 from cure_jax.regions.region import Interval, Region
 
 __all__ = ["Hull", "hull"]
@@ -73,7 +81,7 @@ class Hull:
         References:
             Rockafellar, Convex Analysis (1970), theorem 16.5 (support functions of hulls).
             Croce & Hein, Provable robustness against all adversarial l_p-perturbations for p >= 1 (ICLR 2020),
-            theorem 3.1, for the l_p balls in the hull of an l_1 and an l_inf ball.
+            theorem 3.1, for the l_p balls in the hull of a whole l_1 and a whole l_inf ball.
         """
         return jnp.max(self._supports(coefficients))
 
@@ -181,18 +189,21 @@ class Hull:
         return _combined(last.weights, last.points)
 
 
-def hull(*regions: Region) -> Hull:
+def hull(*regions: Region, within: Sequence[ArrayLike] | None = None) -> Hull | CutHull:
     """Return the convex hull of the union of regions.
 
     Args:
         *regions: one or more, of inputs of the same shape and dtype.
+        within: lower and upper limits of every pixel, that cut the hull; as for `lp_ball`. The regions are then a whole
+            l_inf and a whole l_1 ball around one center in the box, and the cut hull holds every l_p ball in between
+            that is cut by the same limits.
 
     Returns:
         The region.
 
     Raises:
-        TypeError: something is not a region, or the dtypes differ.
-        ValueError: there is none, or the shapes differ.
+        TypeError: something is not a region, or the dtypes differ; `within` is not a pair.
+        ValueError: there is none, or the shapes differ; with `within`, they are not such balls.
 
     Examples:
         >>> from cure_jax import certify, l1_ball, linf_ball
@@ -202,6 +213,8 @@ def hull(*regions: Region) -> Hull:
         >>> certificate = certify(logits, x, 0, region)
         >>> bool(certificate.verified), round(float(certificate.margin), 3)
         (True, 0.1)
+        >>> hull(linf_ball(x, 0.1), l1_ball(x, 0.6), within=(0.0, 1.0)).bounding_box().upper.tolist()
+        [1.0, 1.0, 1.0, 1.0]
     """
     if not regions:
         raise ValueError("hull got no regions; expected at least one, e.g. hull(linf_ball(x, 0.1), l1_ball(x, 1.0)).")
@@ -222,7 +235,25 @@ def hull(*regions: Region) -> Hull:
             f"hull got regions of the dtypes {[str(box.dtype) for box in boxes]}; expected one dtype: convert the "
             "inputs that they are built around."
         )
-    return Hull(regions)
+    return Hull(regions) if within is None else _cut(regions, within)
+
+
+def _cut(regions: Sequence[Region], within: Sequence[ArrayLike]) -> CutHull:
+    balls = {ball.p: ball for ball in regions if isinstance(ball, LpBall) and ball.lower is None}
+    if len(regions) != 2 or balls.keys() != {1.0, math.inf}:
+        raise ValueError(
+            "hull got `within`, and regions that are not one whole l_inf and one whole l_1 ball. Build these two "
+            "without limits of their own, e.g. hull(linf_ball(x, 0.1), l1_ball(x, 1.0), within=(0., 1.))."
+        )
+    many, few = balls[math.inf], balls[1.0]
+    centers = (many.center, few.center)
+    known = not any(isinstance(center, jax.core.Tracer) for center in centers)
+    if known and not np.array_equal(*centers):
+        raise ValueError("hull got `within`, and balls around different centers. Build both around the same input.")
+    box = lp_ball(few.center, few.radius, 1.0, within)
+    assert box.lower is not None
+    assert box.upper is not None
+    return CutHull(few.center, many.radius, few.radius, box.lower, box.upper)
 
 
 class _Combination(NamedTuple):

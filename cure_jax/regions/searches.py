@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from cure_jax import numerics
 
-__all__ = ["knapsack", "magnitude", "positive", "power", "shrink_into_ball", "water_filling"]
+__all__ = ["bisect", "knapsack", "magnitude", "positive", "power", "shrink_into_ball", "water_filling"]
 
 # Newton steps of the support of a cut ball. Measured on random and black/white images of 64 and 784 pixels, normal
 # coefficients and their fifth powers: p = 2 is exact after 10 steps, from any start.
@@ -85,7 +85,7 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
     def bracketed(least: Array) -> Array:
         most = jnp.max(jnp.where(constant > 0, threshold / positive(constant), 0))
         width = jnp.log(jnp.clip(most / least, 1, huge))
-        return least * jnp.exp(_bisect(lambda step: sum(contents(least * jnp.exp(step))) < 1, width)[0])
+        return least * jnp.exp(bisect(lambda step: sum(contents(least * jnp.exp(step))) < 1, width)[0])
 
     mu = 1 / jnp.maximum(numerics.norm(constant, q), 1)
     mu = mu if p == 2 else bracketed(mu)
@@ -112,7 +112,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     def overfull(lam: Array) -> Array:
         return load(lam) > 1
 
-    low, high = _bisect(overfull, jnp.max(constant))
+    low, high = bisect(overfull, jnp.max(constant))
     high = jnp.where(overfull(jnp.zeros_like(low)), high, 0)
     critical = (constant > low) & (constant <= high)
     weight = jnp.where(critical, limit, 0)
@@ -137,7 +137,7 @@ def shrink_into_ball(distance: Array, cap: Array, radius: Array, p: float) -> Ar
         return numerics.total(power(at(nu), p)) > 1
 
     def bisected() -> Array:
-        return _bisect(outside, numerics.norm(distance / weight, numerics.dual(p)))[1]
+        return bisect(outside, numerics.norm(distance / weight, numerics.dual(p)))[1]
 
     if p != 2:
         return at(bisected())
@@ -191,7 +191,7 @@ def _shrink(distance: Array, weight: Array, p: float) -> Array:
     return root if p > 2 else jnp.power(root, 1 / (p - 1))
 
 
-def _bisect(above: Callable[[Array], Array], high: Array) -> tuple[Array, Array]:
+def bisect(above: Callable[[Array], Array], high: Array) -> tuple[Array, Array]:
     """Return a bracket in [0, high] of the place where `above` turns from True to False; high is taken to be False."""
 
     def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
