@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cure_jax.regions import LpBall, Region
+from cure_jax.validation import as_class
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
 
@@ -225,7 +226,7 @@ def _objective(
                 f"f returns shape {logits.shape}; expected the logits of one example, at least {least} for loss "
                 f"{loss!r}: wrap a batched network, e.g. lambda x: model.apply(variables, x[None])[0]."
             )
-        is_label = jnp.arange(logits.size, dtype=jnp.int32) == jnp.asarray(label).astype(jnp.int32)
+        is_label = jnp.arange(logits.size, dtype=jnp.int32) == as_class(label)
         others = jnp.where(is_label, -jnp.inf, logits)
         own = jnp.sum(jnp.where(is_label, logits, 0))
         if loss == "cross_entropy":

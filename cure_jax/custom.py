@@ -91,7 +91,7 @@ def custom_bounds(
     @functools.wraps(fun)
     def bounded(*arguments: Any) -> Array:
         values = [jnp.asarray(argument) for argument in arguments]
-        # A new function each time, as JAX keeps what it has traced by identity: what `fun` closes over may have changed.
+        # A new function each time: JAX keeps what it traced by identity, and what `fun` closes over may have changed.
         closed = jax.make_jaxpr(lambda *values: fun(*values))(*values)
         inner = getattr(closed, "jaxpr", closed)
         if len(inner.outvars) != 1:

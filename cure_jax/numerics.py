@@ -30,7 +30,7 @@ from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-__all__ = ["convolution", "dual", "norm", "pmean", "psum", "total"]
+__all__ = ["convolution", "dual", "norm", "pmean", "psum", "root", "total"]
 
 Tree = TypeVar("Tree")
 
@@ -293,10 +293,27 @@ def norm(x: Float[Array, "..."], p: float | int) -> Float[Array, ""]:
     scale = lax.stop_gradient(unit_of(largest))
     relative = magnitude / scale
     power = total(jnp.square(relative) if p == 2 else relative**p)
-    # A root has no gradient at 0; with 1 in its place, `where` sends 0 back.
-    is_zero = power == 0
-    root = jnp.where(is_zero, 1.0, power)
-    return jnp.where(is_zero, 0.0, scale * (jnp.sqrt(root) if p == 2 else root ** (1 / p)))
+    return scale * root(power, p)
+
+
+def root(x: Float[Array, "..."], degree: float | int = 2) -> Float[Array, "..."]:
+    """Returns x^(1/degree), element by element, with gradient 0 at 0, where that of a root is infinite.
+
+    Args:
+      x: at least 0.
+      degree: at least 1; not traced.
+
+    Returns:
+      The root, of the shape of x.
+
+    Example:
+      >>> print(root(jnp.array([4.0, 0.0])), jax.grad(root)(0.0))
+      [2. 0.] 0.0
+    """
+    # With 1 in the place of 0, `where` sends 0 back.
+    is_zero = x == 0
+    inside = jnp.where(is_zero, 1.0, x)
+    return jnp.where(is_zero, 0.0, jnp.sqrt(inside) if degree == 2 else inside ** (1 / degree))
 
 
 def unit_of(largest: Float[Array, ""]) -> Float[Array, ""]:

@@ -1,8 +1,39 @@
-"""Checks arrays of images and labels before anything is trained on them or certified."""
+"""Checks of images and labels before anything is trained on them or certified."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["as_class", "validate"]
+
+
+def as_class(label: Int[ArrayLike | Array, "..."] | int) -> Int32[Array, "..."]:
+    """Returns labels as int32, -1 in the place of what does not fit, which is no class.
+
+    Comparing a label with numbers of classes in its own dtype will not do: 259 is 3 as uint8, and what has more bits
+    than JAX keeps loses them.
+
+    Args:
+      label: an integer or integers of any dtype; they may be traced.
+
+    Raises:
+      TypeError: if it is none.
+    """
+    limits = np.iinfo(np.int32)
+    if isinstance(label, int):
+        label = np.asarray(label if limits.min <= label <= limits.max else -1)
+    wide = label if isinstance(label, jax.Array) else np.asarray(label)
+    if not jnp.issubdtype(wide.dtype, jnp.integer):
+        raise TypeError(f"The label has dtype {wide.dtype}; expected an integer. Convert it, e.g. label.astype(int).")
+    own, fits = jnp.iinfo(wide.dtype), True
+    if own.min < limits.min:
+        fits = fits & (wide >= limits.min)
+    if own.max > limits.max:
+        fits = fits & (wide <= np.asarray(limits.max, wide.dtype))
+    chosen = (jnp if isinstance(wide, jax.Array) else np).where(fits, wide, np.asarray(0, wide.dtype))
+    return jnp.where(fits, jnp.asarray(chosen.astype(np.int32)), -1)
 
 
 def validate(

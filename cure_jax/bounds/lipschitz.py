@@ -238,7 +238,7 @@ def _distances(rows: jax.Array) -> jax.Array:
     squares = jnp.diagonal(products)
     squared = jnp.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
     positive = (squared > 0) & ~jnp.eye(rows.shape[0], dtype=bool)
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    return numerics.root(jnp.where(positive, squared, 0))
 
 
 def _power_iteration(graph: Graph, source: Node, target: Node, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -252,7 +252,8 @@ def _power_iteration(graph: Graph, source: Node, target: Node, vector: jax.Array
 
     left = jax.lax.stop_gradient(_unit(push(_unit(vector))))
     right = jax.lax.stop_gradient(_unit(pull(left)))
-    return jnp.sum(pull(left) * right), right
+    # A layer that is all zero now may not stay so: the vector must not either.
+    return jnp.sum(pull(left) * right), jnp.where(jnp.any(right != 0), right, vector)
 
 
 def _unit(x: jax.Array) -> jax.Array:

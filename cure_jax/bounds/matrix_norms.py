@@ -62,7 +62,7 @@ def largest_eigenvalue(gram: jax.Array) -> jax.Array:
     final, (scales, noises) = lax.scan(square, gram, length=_SQUARINGS)
     largest = jnp.minimum(_frobenius(final), _schur(final))
     for scale, noise in zip(scales[::-1], noises[::-1], strict=True):
-        largest = scale * (jnp.sqrt(largest + noise) + 2 * unit) * (1 + slack(gram.dtype))
+        largest = scale * (numerics.root(largest + noise) + 2 * unit) * (1 + slack(gram.dtype))
     return largest
 
 
@@ -74,7 +74,7 @@ def gram_root(gram: jax.Array, terms: int) -> jax.Array:
       terms: of its rounding error, gamma_terms |M|^2.
     """
     error = gamma(terms, gram.dtype) * (1 + slack(gram.dtype))
-    return jnp.sqrt(largest_eigenvalue(gram) + error) * (1 + slack(gram.dtype))
+    return numerics.root(largest_eigenvalue(gram) + error) * (1 + slack(gram.dtype))
 
 
 def norm_of_rows(matrix: jax.Array, terms: int) -> jax.Array:
@@ -102,14 +102,14 @@ def _schur(matrix: jax.Array) -> jax.Array:
     """sqrt(|A|_1 |A|_inf) of `[..., m, n]`."""
     size = jnp.abs(matrix)
     rows, columns = jnp.max(jnp.sum(size, axis=-1), axis=-1), jnp.max(jnp.sum(size, axis=-2), axis=-1)
-    return jnp.sqrt(rows) * jnp.sqrt(columns) * (1 + gamma(sum(matrix.shape[-2:]), matrix.dtype))
+    return numerics.root(rows) * numerics.root(columns) * (1 + gamma(sum(matrix.shape[-2:]), matrix.dtype))
 
 
 def _frobenius(matrix: jax.Array) -> jax.Array:
     entries = math.prod(matrix.shape[-2:])
     if entries * float(jnp.finfo(matrix.dtype).eps) / 2 >= _MOST_ROUNDING:
         return jnp.full(matrix.shape[:-2], jnp.inf, matrix.dtype)
-    return jnp.sqrt(jnp.sum(jnp.square(matrix), axis=(-2, -1))) * (1 + gamma(entries, matrix.dtype))
+    return numerics.root(jnp.sum(jnp.square(matrix), axis=(-2, -1))) * (1 + gamma(entries, matrix.dtype))
 
 
 def _product(*operands: Any) -> jax.Array:

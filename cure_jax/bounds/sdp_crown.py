@@ -90,20 +90,27 @@ def layer_bound(layer: Layer, coefficients: jax.Array, slopes: jax.Array, multip
     """
     center, radius = layer.ball
     low, high = jnp.minimum(layer.box.lower, layer.box.upper), jnp.maximum(layer.box.lower, layer.box.upper)
+    # A multiplier that XLA may or may not take for 0 is 0: any will do, but it must be one and the same everywhere.
+    multiplier = jnp.where(multiplier >= jnp.finfo(coefficients.dtype).tiny, multiplier, 0)
+    curved = multiplier > 0
 
     def least(slope: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
         """On one piece; infinite if the box does not reach it."""
         rise = coefficients * slope - slopes
-        # Where lam is 0 the minimum is at an end.
-        stationary = center - rise / jnp.where(multiplier > 0, multiplier, tiny)
+        end = jnp.where(rise > 0, low, jnp.where(rise < 0, high, center))
+        stationary = jnp.where(curved, center - rise / jnp.where(curved, multiplier, 1), end)
         t = jax.lax.stop_gradient(jnp.clip(stationary, low, high))
         value = coefficients * (layer.kink + slope * (t - layer.kink)) - slopes * t
-        return jnp.where(low > high, jnp.inf, value + multiplier / 2 * jnp.square(t - center))
+        # In this order no square overflows before it is made small.
+        return jnp.where(low > high, jnp.inf, value + lifted(t - center))
 
-    tiny = jnp.finfo(coefficients.dtype).tiny
+    def lifted(distance: jax.Array) -> jax.Array:
+        """lam/2 times the square."""
+        return jnp.where(curved, multiplier * distance * distance / 2, 0)
+
     left = least(layer.slopes[0], low, jnp.minimum(high, layer.kink))
     right = least(layer.slopes[1], jnp.maximum(low, layer.kink), high)
-    return numerics.total(jnp.minimum(left, right)) - multiplier / 2 * jnp.square(radius)
+    return numerics.total(jnp.minimum(left, right)) - lifted(radius)
 
 
 class Parameters(NamedTuple):

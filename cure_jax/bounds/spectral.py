@@ -209,7 +209,7 @@ def _pulled_scales(equation: Equation, scale: jax.Array) -> Sequence[jax.Array]:
         ones = [jnp.ones_like(zero) if i == j else zero for j, zero in enumerate(zeros)]
         rows = jnp.max(scale * rule.magnitude(equation, 1.0, *ones))
         terms = gamma(sum(_terms(equation)), scale.dtype)
-        parts.append(_full(node, jnp.sqrt(sums[i]) * jnp.sqrt(rows) * (1 + terms)))
+        parts.append(_full(node, numerics.root(sums[i]) * numerics.root(rows) * (1 + terms)))
     return parts
 
 
@@ -226,7 +226,7 @@ def _schur(path: Sequence[Equation], source: Node, target: Node) -> jax.Array:
     rows, transposed = jax.vjp(magnitudes, jnp.ones(source.shape, source.dtype))
     columns = transposed(jnp.ones(target.shape, target.dtype))[0]
     inflation = 1 + gamma(sum(sum(_terms(equation)) for equation in path), target.dtype) + slack(target.dtype)
-    return jnp.sqrt(jnp.max(rows)) * jnp.sqrt(jnp.max(columns)) * inflation
+    return numerics.root(jnp.max(rows)) * numerics.root(jnp.max(columns)) * inflation
 
 
 def _transposed_magnitude(equation: Equation) -> Callable[[jax.Array], Sequence[jax.Array]]:

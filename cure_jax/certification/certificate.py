@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
 from cure_jax.regions import Region
+from cure_jax.validation import as_class
 
 __all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]
 
@@ -125,11 +125,11 @@ def lower_margins(
       Lower bounds of all margins on the region, other classes ascending; and False where the label is out of range,
       something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
     """
-    x, label = jnp.asarray(x), _as_array(label)
+    x, label = jnp.asarray(x), as_class(label)
     _check_shapes(x, label, region)
     logits = f(x)
     lower = bound_method(method, arithmetic)(margins(f, label))(region).lower
-    valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits) == label)
+    valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits).astype(label.dtype) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
     return lower, valid & finite & region.contains(x)
 
@@ -167,17 +167,6 @@ def certify_union(
     norms = {name: certify(f, x, label, region, method, arithmetic=arithmetic) for name, region in regions.items()}
     verified = jnp.all(jnp.stack([certificate.verified for certificate in norms.values()]))
     return UnionCertificate(verified, norms)
-
-
-def _as_array(label: Int[ArrayLike, "..."] | int) -> jax.Array:
-    """The label, -1 in place of what has more bits than JAX keeps: 2^32 would come out as 0."""
-    if isinstance(label, jax.Array):
-        return label
-    wide = np.asarray(label)
-    if not np.issubdtype(wide.dtype, np.integer):
-        return jnp.asarray(wide)
-    limits = np.iinfo(np.int32)
-    return jnp.asarray(np.where((wide < limits.min) | (wide > limits.max), -1, wide).astype(np.int32))
 
 
 def _check_shapes(x: jax.Array, label: jax.Array, region: Region) -> None:

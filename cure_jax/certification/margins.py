@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from cure_jax.validation import as_class
+
 __all__ = ["margins", "other_classes"]
 
 
@@ -21,13 +23,14 @@ def margins(
 
     Args:
       f: one example `[*x]` to logits `[classes]`.
-      label: the class, in [0, classes); it may be traced. One out of range selects no class and gives margins
-        `-f(x)[j]`, which mean nothing: `certify` refuses it.
+      label: the class, in [0, classes), an integer of any dtype; it may be traced. One out of range selects no class
+        and gives margins `-f(x)[j]`, which mean nothing: `certify` refuses it.
 
     Returns:
       A function of one example, `[classes - 1]`.
 
     Raises:
+      TypeError: when it is called, if the label is not an integer.
       ValueError: when it is called, if `f` does not return `[classes]` with two classes or more.
 
     Examples:
@@ -44,8 +47,9 @@ def margins(
                 "network, e.g. lambda x: model.apply(variables, x[None])[0]."
             )
         classes = logits.shape[0]
-        selection = jax.nn.one_hot(jnp.asarray(label), classes, dtype=logits.dtype)[None]
-        selection = selection - jax.nn.one_hot(other_classes(label, classes), classes, dtype=logits.dtype)
+        own = as_class(label)
+        selection = jax.nn.one_hot(own, classes, dtype=logits.dtype)[None]
+        selection = selection - jax.nn.one_hot(other_classes(own, classes), classes, dtype=logits.dtype)
         return jnp.dot(selection, logits, precision=jax.lax.Precision.HIGHEST)
 
     return differences
@@ -54,4 +58,4 @@ def margins(
 def other_classes(label: Int[ArrayLike, ""] | int, classes: int) -> Int[Array, " others"]:
     """All classes but the label, ascending: the order of margins."""
     others = jnp.arange(classes - 1, dtype=jnp.int32)
-    return others + (others >= label).astype(jnp.int32)
+    return others + (others >= as_class(label)).astype(jnp.int32)

@@ -2,8 +2,9 @@
 
 A region R is a set of inputs of ONE example; bounds see it only through h(a) = max over x in R of <a, x>. `LpBall` is
 the ball of a norm around an input, with a radius for each pixel, cut by a box such as the range of pixels; `Hull` is
-the convex hull of several regions, `CutHull` that of an l_1 and an l_inf ball, cut by a box. All methods take one example and work under `jax.jit`, `jax.vmap` and `jax.grad`;
-`jax.vmap` over regions gives batches. Inputs and radii are in the units of the network's input, pixels in [0, 1].
+the convex hull of several regions, `CutHull` that of a whole l_1 and a whole l_inf ball, cut by a box. All methods take
+one example and work under `jax.jit`, `jax.vmap` and `jax.grad`; `jax.vmap` over regions gives batches. Inputs and radii
+are in the units of the network's input, pixels in [0, 1].
 """
 
 from cure_jax.regions.ball import LpBall, l1_ball, l2_ball, linf_ball, lp_ball

@@ -46,10 +46,14 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     width = scale * upper - scale * lower
     wide = unstable & (width > _NARROWEST)
     chord = jnp.where(wide, scale * upper / jnp.where(wide, width, 1), 1)
+    # What the line leaves at the upper end, where the chord is so flat that it counts as 0.
+    rest = jnp.where(wide, -scale * lower / jnp.where(wide, width, 1), 0)
+    at_lower, at_upper = -chord * lower, rest * upper
+    intercept = jnp.where(at_upper > at_lower, at_upper, at_lower)
     stable_slope = active.astype(lower.dtype)
     lower_slope = jnp.where(unstable, alpha, stable_slope)
     upper_slope = jnp.where(unstable, chord, stable_slope)
-    return lower_slope, upper_slope, jnp.where(unstable, -chord * lower, 0)
+    return lower_slope, upper_slope, jnp.where(unstable, intercept, 0)
 
 
 def _unstable(lower: jax.Array, upper: jax.Array) -> jax.Array:

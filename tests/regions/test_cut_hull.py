@@ -80,37 +80,40 @@ def radius_between(many, few, p):
     return few / (ratio - alpha + alpha**q) ** (1 / q)
 
 
-# In the corner at 0 and 1, the box takes from the l_1 ball what the l_2 ball keeps.
-CENTER = np.array([0.02, 0.02, 0.02, 0.97, 0.97, 0.97, 0.97, 0.97, 0.5, 0.5, 0.5, 0.5])
+# Pixels near an edge of the box, and directions out of the box for some of them and into it for others.
+CENTER = np.array([0.4, 0.28, 0.0, 0.76, 0.18, 1.0])
+MANY, FEW, LIMITS = 0.38, 1.38, (0.0, 1.0)
 
 
 def test_the_hull_of_cut_balls_misses_a_point_of_the_cut_ball_in_between_and_the_cut_hull_does_not():
     with jax.enable_x64(True):
-        many, few, limits = 0.2, 1.3, (0.0, 1.0)
-        between = cj.l2_ball(CENTER, radius_between(many, few, 2.0), limits)
-        cut_before = cj.hull(cj.linf_ball(CENTER, many, limits), cj.l1_ball(CENTER, few, limits))
-        cut_after = cj.hull(cj.linf_ball(CENTER, many), cj.l1_ball(CENTER, few), within=limits)
-        missed = 0.0
-        for seed in range(40):
-            a = jnp.asarray(np.random.default_rng(seed).normal(size=CENTER.size))
-            missed = max(missed, float(between.support(a) - cut_before.support(a)))
-            assert between.support(a) <= cut_after.support(a) + 1e-9
-        assert missed > 1e-3
+        direction = jnp.array([-0.954, -0.907, 0.962, 0.834, -0.788, 1.055])
+        between = cj.l2_ball(CENTER, radius_between(MANY, FEW, 2.0), LIMITS)
+        reach, point = jax.value_and_grad(between.support)(direction)
+        assert between.contains(point, 1e-9)
+        cut_before = cj.hull(cj.linf_ball(CENTER, MANY, LIMITS), cj.l1_ball(CENTER, FEW, LIMITS))
+        assert reach - cut_before.support(direction) > 0.1
+        assert not cut_before.contains(point, 1e-3)
+        cut_after = cj.hull(cj.linf_ball(CENTER, MANY), cj.l1_ball(CENTER, FEW), within=LIMITS)
+        assert cut_after.contains(point, 1e-9)
+        # A certificate of the first that is none of the second.
+        logits = lambda x: jnp.stack([reach - 0.05, jnp.sum(direction * x)])  # noqa: E731
+        verdicts = [bool(cj.certify(logits, CENTER, 0, region).verified) for region in (cut_before, between, cut_after)]
+        assert verdicts == [True, False, False]
 
 
 @pytest.mark.parametrize("p", [1.2, 1.5, 2.0, 3.0, 8.0])
 def test_balls_of_every_norm_in_between_are_in_the_cut_hull(p):
     with jax.enable_x64(True):
-        many, few = 0.21, 1.3
-        ball = cj.lp_ball(CENTER, radius_between(many, few, p), p, (0.0, 1.0))
-        region = cj.hull(cj.linf_ball(CENTER, many), cj.l1_ball(CENTER, few), within=(0.0, 1.0))
+        ball = cj.lp_ball(CENTER, radius_between(MANY, FEW, p), p, LIMITS)
+        region = cj.hull(cj.linf_ball(CENTER, MANY), cj.l1_ball(CENTER, FEW), within=LIMITS)
         points = jax.vmap(ball.sample)(jax.random.split(jax.random.key(0), 200))
         assert np.all(jax.vmap(lambda x: region.contains(x, 1e-9))(points))
         for seed in range(20):
             a = jnp.asarray(np.random.default_rng(seed).normal(size=CENTER.size) ** 3)
             assert ball.support(a) <= region.support(a) + 1e-9
-        # It is no larger than it must be: a little outside of the hull of whole balls, nothing is contained.
-        inner = cj.hull(cj.linf_ball(CENTER, 0.9 * many), cj.l1_ball(CENTER, 0.9 * few), within=(0.0, 1.0))
+        # With smaller balls, some of these points are outside.
+        inner = cj.hull(cj.linf_ball(CENTER, 0.8 * MANY), cj.l1_ball(CENTER, 0.8 * FEW), within=LIMITS)
         assert not np.all(jax.vmap(inner.contains)(points))
 
 
