@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cure_jax import graph as graphs
-from cure_jax import numerics, rules
+from cure_jax import numerics, pytrees, rules
 from cure_jax.bounds.matrix_norms import convolution_norm, gamma, norm_of_rows, slack
 from cure_jax.graph import Equation, Graph, Node
 
@@ -47,7 +47,7 @@ _MOST_ROWS, _MOST_ENTRIES = 2048, 2**27
 _CHUNK_ENTRIES = 2**24
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class BlockNorms:
     """Upper bounds on the 2-norms of the affine blocks of a network, for all but the last block.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
+from cure_jax import pytrees
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
 from cure_jax.regions import Region
@@ -18,7 +19,7 @@ from cure_jax.validation import as_class
 __all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """The verdict on one example and one region.
@@ -33,7 +34,7 @@ class Certificate:
     margin: Float[Array, "*batch"]
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class UnionCertificate:
     """The verdicts on one example and several regions.

@@ -25,6 +25,8 @@ import numpy as np
 
 __all__ = ["Certifier", "load_certifier"]
 
+_GREATEST_LABEL = np.iinfo(np.int32).max
+
 
 @dataclasses.dataclass(frozen=True)
 class Certifier:
@@ -45,19 +47,22 @@ class Certifier:
 
         Args:
           images: `[n, *x]`, n at least 1, floating, pixels in [0, 1], or uint8 (divided by 255).
-          labels: `[n]`, class numbers from 0.
+          labels: `[n]`, class numbers from 0; one that is none of the network's is never verified.
 
         Returns:
           "correct": `[n]`, the prediction at the image is right; "verified" and "margin": by norm `[n]`, whether it is
           proved to be the label in the whole region, and the proved margin.
 
         Raises:
-          ValueError: if the shapes are others, or a pixel is not in [0, 1]: the radii are in this unit.
+          ValueError: if the shapes are others, labels are not integers, or a pixel is not in [0, 1]: the radii are in
+            this unit.
         """
         images, labels = np.asarray(images), np.asarray(labels)
+        # As integers of Python, which have any number of bits: the program has 32, and 2^32 would come out as 0.
+        numbers = labels.ravel().tolist()
         shape = tuple(self.metadata["example_shape"])
         fits = images.ndim > 0 and len(images) > 0 and images.shape[1:] == shape and labels.shape == images.shape[:1]
-        if not fits or not np.issubdtype(labels.dtype, np.integer):
+        if not fits or not all(type(number) is int for number in numbers):
             raise ValueError(
                 f"Got images of shape {images.shape} and labels of shape {labels.shape}, type {labels.dtype}; expected "
                 f"[n, {', '.join(map(str, shape))}] and n integers. Reshape them, and give labels as class numbers."
@@ -69,7 +74,9 @@ class Certifier:
                 f"Got images of type {images.dtype} from {images.min(initial=1)} to {images.max(initial=0)}; expected "
                 "floats in [0, 1] or uint8. Scale them, and leave normalisation by mean and std to the network."
             )
-        return jax.device_get(self.program(self.weights, images.astype(np.float32), labels.astype(np.int32)))
+        labels = np.array([number if 0 <= number <= _GREATEST_LABEL else -1 for number in numbers], np.int32)
+        with jax.enable_x64(True):
+            return jax.device_get(self.program(self.weights, images.astype(self.metadata["arithmetic"]), labels))
 
 
 def load_certifier(directory: str | os.PathLike) -> Certifier:
@@ -102,9 +109,16 @@ def load_certifier(directory: str | os.PathLike) -> Certifier:
         raise ModuleNotFoundError(
             "flatbuffers is not installed; exports are read with it: pip install flatbuffers"
         ) from error
-    with np.load(root / "weights.npz") as archive:
-        weights = tuple(jnp.asarray(archive[name]) for name in metadata["weights"])
+    # The program knows the types; here and in each call 64 bits, if it has them, remain 64.
+    with jax.enable_x64(True), np.load(root / "weights.npz") as archive:
+        arguments = zip(metadata["weights"], exported.in_avals, strict=False)
+        weights = tuple(_as_weight(archive[name], argument.dtype) for name, argument in arguments)
     return Certifier(metadata, weights, jax.jit(exported.call))
+
+
+def _as_weight(array: np.ndarray, dtype: np.dtype) -> jax.Array:
+    """Types that NumPy does not have itself, such as bfloat16, are stored as bits."""
+    return jnp.asarray(array, dtype) if dtype.isbuiltin == 1 else jnp.asarray(array.view(dtype))
 
 
 def _backends(platforms: list[str]) -> set[str]:

@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-from cure_jax import numerics
+from cure_jax import numerics, pytrees
 from cure_jax.regions import searches
 from cure_jax.regions.region import Interval
 
@@ -21,7 +21,7 @@ __all__ = ["LpBall", "l1_ball", "l2_ball", "linf_ball", "lp_ball"]
 _NEAR = 1.001
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class LpBall:
     """The ball of a norm cut by a box: {x : |(x - center) / radius|_p <= 1 and lower <= x <= upper}.

@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Key
 
-from cure_jax import numerics
+from cure_jax import numerics, pytrees
 from cure_jax.regions import searches
 from cure_jax.regions.ball import LpBall, lp_ball
 from cure_jax.regions.cut_hull import CutHull
@@ -43,7 +43,7 @@ _WEIGHT_ROUNDS = 2
 _LEAST_WEIGHT = 0.01
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class Hull:
     """The convex hull of the union of regions; build it with `hull`, which checks that they fit together.

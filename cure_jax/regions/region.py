@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
+
+from cure_jax import pytrees
 
 __all__ = ["Interval", "Region"]
 
@@ -39,7 +40,7 @@ class Region(Protocol):
         ...
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """The box {x : lower <= x <= upper}, coordinate by coordinate.

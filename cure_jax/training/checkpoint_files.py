@@ -7,6 +7,7 @@ and agree on what they found.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "check_fit",
     "read",
     "read_arrays",
+    "read_npz",
     "read_record",
     "record_of",
     "saved_steps",
@@ -170,6 +172,24 @@ def read_arrays(path: AnyPath, abstract_leaves: dict[str, Any], sha256: str) -> 
     if digest(arrays) != sha256:
         raise DamagedError("its SHA-256 digest is wrong, so its arrays have changed since they were saved")
     return arrays
+
+
+def read_npz(path: AnyPath) -> dict[str, np.ndarray]:
+    """The arrays of a file that another program wrote, by name.
+
+    Raises:
+      CheckpointError: If they cannot be read.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); an .npz of numbers was expected. Write it again "
+            "with numpy.savez; of the types that NumPy does not have itself, it keeps bfloat16 alone."
+        ) from error
+    # What NumPy makes of bfloat16: two bytes without a meaning. No other type of JAX's own has two.
+    return {name: array.view(jnp.bfloat16) if array.dtype == "V2" else array for name, array in arrays.items()}
 
 
 def _read_item(path: AnyPath, item: str, args: ocp.args.CheckpointArgs) -> Any:

@@ -20,8 +20,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
@@ -36,11 +34,12 @@ from cure_jax.training.checkpoint_files import (
     check_fit,
     read,
     read_arrays,
+    read_npz,
     read_record,
     record_of,
     saved_steps,
 )
-from cure_jax.training.leaves import abstract, describe, host_array, named_leaves
+from cure_jax.training.leaves import abstract, describe, host_array, like, named_leaves
 from cure_jax.training.workdir import AnyPath, as_path, is_bucket
 
 _LOGGER = logging.getLogger(__name__)
@@ -295,12 +294,11 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
     Raises:
       CheckpointError: If there is nothing, it is damaged, or it belongs to another model.
     """
-    path, leaves = as_path(path), named_leaves(abstract_variables)
+    path, leaves, key_impls = as_path(path), named_leaves(abstract_variables), {}
     if path.suffix == ".npz":
         if not path.is_file():
             raise CheckpointError(f"No file {path}: an .npz with arrays named {', '.join(leaves)} was expected.")
-        with path.open("rb") as file, np.load(file) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_npz(path)
         check_fit(path, {name: describe(array) for name, array in arrays.items()}, leaves)
     else:
         newest = next(iter(candidates(path / "checkpoints", None)), None)
@@ -312,6 +310,7 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
         path = path / "checkpoints" / str(newest)
         try:
             record = read_record(path)
+            key_impls = record["key_impls"]
             variables = {name: leaf for name, leaf in record["leaves"].items() if name.startswith(_VARIABLES)}
             check_fit(path, variables, leaves)
             # All of them, as the digest is that of the whole state.
@@ -320,7 +319,8 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
             )
         except DamagedError as error:
             raise CheckpointError(f"Checkpoint {path} is damaged: {error}; an undamaged one was expected.") from error
-    return jax.tree.unflatten(jax.tree.structure(abstract_variables), [jnp.asarray(arrays[name]) for name in leaves])
+    found = [like(leaf, arrays[name], key_impls.get(name)) for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(abstract_variables), found)
 
 
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:

@@ -1,13 +1,16 @@
 """Exported certifiers: the verdicts of the library, in a process that has never heard of it."""
 
 import json
+import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 
 import cure_jax as cj
@@ -132,3 +135,149 @@ def test_a_missing_flatbuffers_is_named(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"flatbuffers is not installed.*pip install 'cure-jax\[export\]'"):
         interop.export_certifier(f, (2,), regions, tmp_path / "new", method="ibp", platforms=("cpu",))
     assert not (tmp_path / "new").exists()
+
+
+SMALL_BALL = {"l2": lambda x: cj.l2_ball(x, 0.02, (0.0, 1.0))}
+IMAGES = np.array([[0.1, 0.7], [0.8, 0.4], [0.5, 0.5]], np.float32)
+
+
+def reloaded(f, directory):
+    exported = interop.export_certifier(f, (2,), SMALL_BALL, directory, method="ibp", platforms=("cpu",))
+    return interop.load_certifier(exported)
+
+
+def assert_same_verdicts(certifier, f):
+    images, labels = np.repeat(IMAGES, 3, axis=0), np.tile(np.arange(3), 3)
+    found = certifier(images, labels)
+    expected = cj.certify_dataset(f, images, labels, SMALL_BALL, method="ibp", batch_size=9)
+    np.testing.assert_array_equal(found["correct"], expected.correct)
+    np.testing.assert_array_equal(found["verified"]["l2"], expected.verified["l2"])
+    np.testing.assert_allclose(found["margin"]["l2"], expected.margin["l2"], atol=1e-5)
+
+
+TYPES = ("float32", "float16", "bfloat16", "int8", "uint16", "bool", "int4", "uint4", "float8_e4m3fn", "float8_e5m2")
+RARE_TYPES = ("float8_e4m3b11fnuz", "float8_e3m4", "float8_e8m0fnu", "float4_e2m1fn", "complex64")
+
+
+def test_weights_of_every_type_come_back_to_the_last_bit(tmp_path):
+    values = np.random.default_rng(0).uniform(0.5, 3.5, size=(2, 3))
+    weights = {name: jnp.asarray(values.astype(jnp.dtype(name))) for name in TYPES + RARE_TYPES}
+
+    def f(weights, x):
+        real = [jnp.real(weight) if name == "complex64" else weight for name, weight in weights.items()]
+        return sum(x @ weight.astype(jnp.float32) for weight in real)
+
+    certifier = reloaded(Partial(f, weights), tmp_path / "export")
+    assert [weight.dtype.name for weight in certifier.weights] == sorted(weights)
+    for name, weight in zip(sorted(weights), certifier.weights, strict=True):
+        assert np.asarray(weight).tobytes() == np.asarray(weights[name]).tobytes(), name
+    assert_same_verdicts(certifier, Partial(f, weights))
+
+
+@pytest.mark.parametrize("dtype", ["int2", "object", ">f4", "datetime64[s]"])
+def test_weights_of_other_types_are_refused_by_name(dtype, tmp_path):
+    weights = {"table": np.zeros((2, 3), jnp.dtype(dtype))}
+    f = Partial(lambda weights, x: x @ weights["table"].astype(jnp.float32), weights)
+    with pytest.raises(ValueError, match=rf"weights 000.*'table'.* are of the type {re.escape(str(jnp.dtype(dtype)))}"):
+        reloaded(f, tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_float64_is_exported_as_such_and_runs_where_64_bit_types_are_off(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(2, 3))
+    f = Partial(lambda weights, x: x @ weights, weights)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        reloaded(f, tmp_path / "export")
+        expected = cj.certify_dataset(f, IMAGES, np.zeros(3, int), SMALL_BALL, method="ibp").margin["l2"]
+    certifier = interop.load_certifier(tmp_path / "export")
+    found = certifier(IMAGES, np.zeros(3, int))["margin"]["l2"]
+    assert (certifier.metadata["arithmetic"], found.dtype) == ("float64", np.float64)
+    np.testing.assert_array_equal(np.asarray(certifier.weights[0]), weights)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(8)(x)))
+
+
+class WithRandomNumbers(nnx.Module):
+    """Keys lie in the network itself and in its Dropout."""
+
+    def __init__(self, rngs):
+        self.first, self.last = nnx.Linear(2, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)
+        self.dropout, self.rngs = nnx.Dropout(0.5, rngs=rngs), rngs
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.first(x))))
+
+
+def callables():
+    params, key = networks.mlp_params(0), jax.random.key(0)
+    linen, model = Linen(), WithRandomNumbers(nnx.Rngs(0))
+    model.eval()
+    bound, split = linen.bind(linen.init(key, jnp.zeros(2))), nnx.split(model)
+    return {
+        "lambda": lambda x: networks.mlp(params, x),
+        "jitted": jax.jit(lambda x: networks.mlp(params, x)),
+        "linen bound": bound,
+        "linen method": bound.__call__,
+        "nnx": model,
+        "nnx method": model.__call__,
+        "nnx of batches": lambda x: model(x[None])[0],
+        "nnx split": Partial(lambda graph, state, x: nnx.merge(graph, state)(x), *split),
+        "with a number": Partial(lambda scale, params, x: scale * networks.mlp(params, x), 0.5, params),
+        "with a key": Partial(lambda key, x: x @ jax.random.normal(key, (2, 3)), key),
+    }
+
+
+@pytest.mark.parametrize("name", list(callables()))
+def test_any_callable_is_exported(name, tmp_path):
+    f = callables()[name]
+    certifier = reloaded(f, tmp_path / "export")
+    assert_same_verdicts(certifier, f)
+    constant = name in ("lambda", "jitted", "linen bound", "linen method", "nnx method", "nnx of batches")
+    assert (len(certifier.weights) == 0) == constant
+
+
+def test_what_is_no_network_in_inference_mode_is_refused(tmp_path):
+    model = WithRandomNumbers(nnx.Rngs(0))
+    for f in (model, lambda x: model(x)):
+        with pytest.raises(ValueError, match=r"f changes when it is called \(.*RngCount.*nnx_model\.eval\(\)"):
+            reloaded(f, tmp_path / "export")
+
+
+def test_a_prediction_that_is_not_a_number_is_not_correct(tmp_path):
+    f = Partial(networks.mlp, jax.tree.map(lambda leaf: leaf * np.float32(np.nan), networks.mlp_params(0)))
+    assert_same_verdicts(reloaded(f, tmp_path / "export"), f)
+
+
+@pytest.fixture(scope="module")
+def certifier(tmp_path_factory):
+    return reloaded(Partial(networks.mlp, networks.mlp_params(0)), tmp_path_factory.mktemp("labels") / "export")
+
+
+@pytest.mark.parametrize("offset", [2**32, -(2**32), 2**31, 2**63, 2**70, -1])
+def test_labels_out_of_range_are_never_verified(certifier, offset):
+    images = np.repeat(IMAGES, 3, axis=0)
+    labels = np.tile(np.arange(3), 3)
+    assert certifier(images, labels)["correct"].sum() == 3
+    found = certifier(images, [int(label) + offset if offset != -1 else -1 - int(label) for label in labels])
+    assert not found["correct"].any()
+    assert not found["verified"]["l2"].any()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", ">i8"])
+def test_labels_may_be_integers_of_any_width(certifier, dtype):
+    largest = np.array([np.iinfo(dtype).max, 0, 1], dtype)
+    expected = certifier(IMAGES, [-1, 0, 1])
+    found = certifier(IMAGES, largest)
+    np.testing.assert_array_equal(found["correct"], expected["correct"])
+    np.testing.assert_array_equal(found["verified"]["l2"], expected["verified"]["l2"])
+
+
+@pytest.mark.parametrize("labels", [[True, False, True], ["0", "1", "2"], [None, 0, 1], [0.0, 1.0, 2.0]])
+def test_labels_that_are_no_integers_are_refused(certifier, labels):
+    with pytest.raises(ValueError, match="give labels as class numbers"):
+        certifier(IMAGES, labels)

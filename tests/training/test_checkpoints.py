@@ -341,6 +341,37 @@ def test_another_training_can_start_from_a_file(tmp_path: Path) -> None:
         load_variables(tmp_path / "other.npz", state)
 
 
+def test_keys_among_the_parameters_are_keys_again(tmp_path: Path) -> None:
+    variables = {"params": {"key": jax.random.key(7, impl="rbg"), "half": jnp.full(3, 7, jnp.float8_e5m2)}}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(3, variables, {})
+    found = load_variables(tmp_path, jax.eval_shape(lambda: variables))
+    assert found["params"]["key"] == variables["params"]["key"]
+    chex.assert_trees_all_equal(found["params"]["half"], variables["params"]["half"])
+
+
+def test_a_file_may_hold_bfloat16_and_other_types_of_jax_are_refused(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 3))
+    for dtype, message in (("bfloat16", None), ("float8_e4m3fn", r"kernel is \|V1"), ("float8_e5m2", "cannot be read")):
+        state = {"params": {"kernel": jnp.asarray(values.astype(jnp.dtype(dtype)))}}
+        np.savez(tmp_path / "weights.npz", **{"params.kernel": np.asarray(state["params"]["kernel"])})
+        if message is None:
+            chex.assert_trees_all_equal(load_variables(tmp_path / "weights.npz", state), state)
+        else:
+            with pytest.raises(CheckpointError, match=message):
+                load_variables(tmp_path / "weights.npz", state)
+
+
+def test_a_file_that_is_no_npz_of_numbers_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "objects.npz", **{"params.half": np.array([None])})
+    whole = (tmp_path / "objects.npz").read_bytes()
+    for content in (b"", b"nonsense", whole, whole[:-30], (tmp_path / "one.npy").read_bytes()):
+        (tmp_path / "weights.npz").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"weights\.npz cannot be read \(.*Write it again with numpy\.savez"):
+            load_variables(tmp_path / "weights.npz", _variables(0))
+
+
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "Train there first"), ("none.npz", "No file")])
 def test_what_there_is_not_cannot_be_started_from(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
