@@ -17,6 +17,7 @@ from cure_jax import attacks, distributed
 from cure_jax.bounds import in_float64
 from cure_jax.certification.certificate import lower_margins, proves
 from cure_jax.certification.methods import bound_method, tried
+from cure_jax.equality import ByValue
 from cure_jax.progress import progress
 from cure_jax.regions import Region
 from cure_jax.validation import validate
@@ -86,7 +87,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
 
     Args:
       f: one example `[*x]` to logits `[classes]`. Wrapped as `jax.tree_util.Partial(apply, variables)`, with `apply` a
-        pure function, it is compiled once for all variables; any other callable is compiled anew in every call.
+        pure function, it is compiled once for all variables, and for all `apply` that hold equal values; any other
+        callable is compiled anew in every call.
       images: `[examples, *x]`, pixels in [0, 1].
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region, `{"l2": lambda x: l2_ball(x, 0.5, (0.0, 1.0))}`; as
@@ -400,7 +402,9 @@ def _as_pytree(function: Callable[..., Any]) -> Partial:
     What is compiled in may be another the next time (an `nnx` module after a step of training), so a plain callable
     becomes a new function, for which nothing has been compiled yet.
     """
-    return function if isinstance(function, Partial) else Partial(lambda *args: function(*args))
+    if isinstance(function, Partial):
+        return Partial(ByValue(function.func), *function.args, **function.keywords)
+    return Partial(lambda *args: function(*args))
 
 
 def _checked(

@@ -1,5 +1,6 @@
 """Weight initialisation for interval bound propagation."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
+
+from cure_jax.training.network import initial_variables
 
 
 def ibp_init(model: nn.Module, params: PyTree, key: PRNGKeyArray, example: Any) -> PyTree:
@@ -96,5 +99,5 @@ def _fan_ins(model: nn.Module, example: Any) -> dict[tuple[str, ...], int]:
 
     streams = {name: jax.random.key(0) for name in ("params", "dropout")}
     with nn.intercept_methods(record):
-        jax.eval_shape(model.init, streams, example)
+        jax.eval_shape(functools.partial(initial_variables, model), streams, example)
     return fan_ins

@@ -25,7 +25,7 @@ from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.metrics import MetricWriter
-from cure_jax.training.network import classifier
+from cure_jax.training.network import check_network, classifier, initial_variables
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
@@ -88,7 +88,8 @@ def fit(
 
     Args:
       model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
-        argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
+        argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices. Its collections
+        are `params` and `batch_stats`.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
@@ -100,7 +101,7 @@ def fit(
       The trained network.
 
     Raises:
-      ValueError: for a config, images or labels that do not fit, before anything is computed.
+      ValueError: for a config, a network, images or labels that do not fit, before anything is computed.
       WorkdirError: if `workdir` was made with another config, other data, or from other parameters; nothing in it is
         changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
@@ -201,7 +202,7 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     key = jax.random.key(config.seed)
     init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
     pixels = as_pixels(jnp.asarray(example))
-    variables = jax.jit(recipe.model.init)(init_key, pixels)
+    variables = jax.jit(functools.partial(initial_variables, recipe.model))(init_key, pixels)
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
@@ -237,20 +238,8 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
     example = jax.ShapeDtypeStruct((1, *((crop, crop) if crop else images.shape[1:3]), *images.shape[3:]), np.float32)
-    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
-    with nn.intercept_methods(_refuse_dropout):
-        logits, _ = jax.eval_shape(lambda x: model.init_with_output(streams, x), example)
-    checked, labels = validate(images, labels, logits.shape[-1])
+    checked, labels = validate(images, labels, check_network(model, example))
     return images if images.dtype == np.uint8 else checked, labels
-
-
-def _refuse_dropout(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-    if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
-        raise ValueError(
-            f"The network has Dropout at a rate of {context.module.rate}; expected none, as bounds and attacks are of "
-            "the network without it. Set the rate to 0."
-        )
-    return call(*args, **kwargs)
 
 
 def _identity(config: Config) -> dict[str, Any]:

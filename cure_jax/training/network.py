@@ -3,22 +3,44 @@
 A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first
 and then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the
 statistics.
+
+Only `nn.BatchNorm` makes statistics of a batch, each with a momentum of its own. Everything else in `batch_stats`
+(frozen BatchNorm, the vectors of `nn.SpectralNorm`, counters) stays what it was during a step, and then becomes what
+flax makes of it. What another module makes of the images there is refused.
 """
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+import itertools
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-__all__ = ["Statistics", "apply_batch", "classifier", "clean_statistics", "running_statistics"]
+from cure_jax.equality import ByValue
+from cure_jax.training.leaves import describe
 
+__all__ = [
+    "Statistics",
+    "apply_batch",
+    "check_network",
+    "classifier",
+    "clean_statistics",
+    "initial_variables",
+    "running_statistics",
+]
+
+_LOGGER = logging.getLogger(__name__)
 Variables = Mapping[str, Any]
+# The place of a module, or of a variable, in a collection.
+Path = tuple[str, ...]
 
 
 def classifier(model: nn.Module, variables: Variables) -> Partial:
@@ -29,9 +51,10 @@ def classifier(model: nn.Module, variables: Variables) -> Partial:
       variables: its parameters and running averages.
 
     Returns:
-      `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in.
+      `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in. What is
+      compiled is found again for equal modules, by the values of their array fields too.
     """
-    return Partial(_OneExample(model), variables)
+    return Partial(ByValue(_Classifier(model)), variables)
 
 
 def apply_batch(
@@ -41,10 +64,14 @@ def apply_batch(
     return jnp.asarray(model.apply(variables, images, **_mode(model, train=False)))
 
 
-@dataclasses.dataclass(frozen=True)
-class _OneExample:
-    """Compares equal for equal modules, so that compiled functions are found again."""
+def initial_variables(model: nn.Module, streams: Any, images: jax.Array) -> dict[str, Any]:
+    """Parameters and, with such a collection, `batch_stats`; other collections are left out."""
+    variables = model.init(streams, images, **_mode(model, train=False))
+    return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
 
+
+@dataclasses.dataclass(frozen=True)
+class _Classifier:
     model: nn.Module
 
     def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
@@ -52,15 +79,18 @@ class _OneExample:
 
 
 class Statistics(NamedTuple):
-    """What BatchNorm made of a batch.
+    """What a batch made of the collection `batch_stats`.
 
     Attributes:
-      batch: the statistics of the batch itself, as the collection `batch_stats`; empty without BatchNorm.
-      momentum: what the old running average weighs, for each of them.
+      batch: what the network of one example is given: of BatchNorm the statistics of the batch itself, of everything
+        else what was there before; empty without such a collection.
+      momentum: what the old running average weighs, for each of the averages.
+      kept: everything else, as flax keeps it after this batch.
     """
 
     batch: dict[str, Any]
     momentum: Any
+    kept: dict[str, Any] | None = None
 
 
 def clean_statistics(
@@ -68,8 +98,10 @@ def clean_statistics(
 ) -> Statistics:
     """The batch statistics of a clean batch itself.
 
-    Flax returns running averages, m * old + (1 - m) * batch. With a field `momentum` of the module that is solved by
-    m = 0; else two runs, from averages of all 0 and others, give m as what they differ by.
+    Flax returns running averages, m * old + (1 - m) * batch. From averages of 0 that is (1 - m) * batch, and 1 - m is
+    what the same pass returns for statistics of 1, so that it holds for whatever flax makes of m: in `nn.vmap`,
+    `nn.scan`, or where one BatchNorm is called twice. Its statistics are then those to which the running averages tend
+    if every batch is this one.
 
     Args:
       model: the module; `axis_name` set on a field of that name synchronises the statistics over devices.
@@ -78,45 +110,194 @@ def clean_statistics(
       axis_name: the device axis, None on one device.
 
     Raises:
-      ValueError: on several devices, for a module that has BatchNorm but no field `axis_name`.
+      ValueError: naming the module, for a BatchNorm that is not averaged over the device axis, that an argument of
+        another name than `train` may switch, or that has no statistics of its own; and for anything else in
+        `batch_stats` that depends on the images, or changes its type or place.
     """
     if "batch_stats" not in variables:
-        return Statistics({}, {})
-    fields = model.__dataclass_fields__
-    if axis_name is not None:
-        if "axis_name" not in fields:
-            raise ValueError(
-                f"{type(model).__name__} has BatchNorm but no field `axis_name`, so its statistics cannot be "
-                "synchronised over devices. Add `axis_name: str | None = None`, pass it to nn.BatchNorm, or train with "
-                "parallel='jit'."
-            )
+        return Statistics({}, {}, {})
+    if axis_name is not None and "axis_name" in model.__dataclass_fields__:
         model = model.clone(axis_name=axis_name)
-    if "momentum" in fields:
-        batch = _batch_stats(model.clone(momentum=0.0), variables, images)
-        return Statistics(batch, jax.tree.map(lambda leaf: jnp.asarray(model.momentum, leaf.dtype), batch))
-    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    from_zeros = _batch_stats(model, {**variables, "batch_stats": zeros}, images)
-    held = jax.lax.stop_gradient(from_zeros)
-    # Of the size of the statistics: from ones, m would be lost in the rounding errors of great ones.
-    old = jax.tree.map(lambda zero: 1 + jnp.abs(zero), held)
-    from_old = jax.lax.stop_gradient(_batch_stats(model, {**variables, "batch_stats": old}, images))
-    momentum = jax.tree.map(lambda later, zero, start: (later - zero) / start, from_old, held, old)
-    return Statistics(jax.tree.map(lambda zero, m: zero / (1 - m), from_zeros, momentum), momentum)
+    weights = _weights(model, variables, images, axis_name)
+    before = _flat(variables["batch_stats"])
+    start = {path: jnp.zeros_like(leaf) if path in weights else leaf for path, leaf in before.items()}
+    after = _train_pass(model, variables, start, images)
+    kept = {path: jax.lax.stop_gradient(leaf) for path, leaf in after.items() if path not in weights}
+    _check_types(model, before, after)
+    for path in kept:
+        # What the pass left alone is the same object.
+        if after[path] is not start[path]:
+            _check_kept(model, lambda x, path=path: _train_pass(model, variables, start, x)[path], images, path)
+    batch = {path: after[path] / weights[path] if path in weights else leaf for path, leaf in before.items()}
+    momentum = {
+        path: 1 - jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32)) for path, weight in weights.items()
+    }
+    return Statistics(unflatten_dict(batch), unflatten_dict(momentum), unflatten_dict(kept))
 
 
 def running_statistics(running: Mapping[str, Any], clean: Statistics) -> dict[str, Any]:
-    """The running averages after one more batch."""
-    return jax.tree.map(
-        lambda old, new, momentum: momentum * old + (1 - momentum) * jax.lax.stop_gradient(new),
-        dict(running),
-        clean.batch,
-        clean.momentum,
-    )
+    """The collection `batch_stats` after one more batch."""
+    averages, old, new = (_flat(tree) for tree in (clean.momentum, running, clean.batch))
+    for path, momentum in averages.items():
+        # Averages of half precision round 1 - m by percents.
+        before, batch = (jnp.asarray(tree[path], momentum.dtype) for tree in (old, new))
+        moved = momentum * before + (1 - momentum) * jax.lax.stop_gradient(batch)
+        old[path] = moved.astype(old[path].dtype)
+    return unflatten_dict({**old, **_flat(clean.kept or {})})
 
 
-def _batch_stats(model: nn.Module, variables: Variables, images: jax.Array) -> dict[str, Any]:
-    _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats"])
-    return dict(updated["batch_stats"])
+def check_network(model: nn.Module, images: jax.ShapeDtypeStruct) -> int:
+    """Checks, without computing anything, that a network can be trained: as a function of one example.
+
+    Args:
+      model: the module.
+      images: shape and type of a batch.
+
+    Returns:
+      The number of classes.
+
+    Raises:
+      ValueError: naming the module and what was expected of it, for Dropout, for a network that needs other collections
+        than `params` and `batch_stats` or changes them in inference, and where `clean_statistics` does.
+    """
+    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
+    with nn.intercept_methods(_refuse_dropout):
+        variables = jax.eval_shape(lambda x: initial_variables(model, streams, x), images)
+    try:
+        logits = jax.eval_shape(lambda variables, x: apply_batch(model, variables, x), variables, images)
+        clean = jax.eval_shape(lambda variables, x: clean_statistics(model, variables, x), variables, images)
+    except FlaxError as error:
+        reason = str(error).partition(" (https://")[0].rstrip(".")
+        raise ValueError(
+            f"{type(model).__name__} cannot run on its parameters and batch_stats alone ({reason}); expected a network "
+            "without other collections, which changes batch_stats only if `train`. Make constants fields of the module."
+        ) from error
+    held = _flat(clean.batch).keys() - _flat(clean.momentum).keys()
+    if frozen := [_name(path) for path in sorted(held) if path[-1] in _AVERAGES]:
+        _LOGGER.warning("%s has a frozen BatchNorm; training leaves %s.", type(model).__name__, ", ".join(frozen))
+    return logits.shape[-1]
+
+
+def _refuse_dropout(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
+        raise ValueError(
+            f"The network has Dropout at a rate of {context.module.rate}; expected none, as bounds and attacks are of "
+            "the network without it. Set the rate to 0."
+        )
+    return call(*args, **kwargs)
+
+
+# Of `nn.BatchNorm` itself: a subclass that calls it is one, one that does not is none.
+_BATCH_NORM = inspect.unwrap(nn.BatchNorm.__call__)
+_AVERAGES = ("mean", "var")
+_passes = itertools.count()
+
+
+def _weights(model: nn.Module, variables: Variables, images: jax.Array, axis_name: str | None) -> dict[Path, jax.Array]:
+    """What new statistics weigh in each running average, 1 - m, by its path."""
+    averaging: set[Path] = set()
+    frozen: set[Path] = set()
+
+    def weigh(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        if getattr(context.orig_method, "func", None) is not _BATCH_NORM:
+            return call(*args, **kwargs)
+        norm: Any = context.module
+        old = {name: norm.get_variable("batch_stats", name) for name in _AVERAGES}
+        output = call(*args, **kwargs)
+        if norm.get_variable("batch_stats", "mean") is old["mean"]:
+            frozen.add(norm.path)
+            return output
+        averaging.add(norm.path)
+        _check_norm(model, norm, axis_name)
+        for name, value in old.items():
+            norm.put_variable("batch_stats", name, norm.momentum * value + (1 - norm.momentum))
+        return output
+
+    before = _flat(variables["batch_stats"])
+    start = {path: jnp.zeros_like(leaf) if path[-1] in _AVERAGES else leaf for path, leaf in before.items()}
+    with nn.intercept_methods(weigh):
+        # A collection that no other pass has: nn.jit would return what it traced there.
+        after = _train_pass(model, variables, start, images, f"pass {next(_passes)}")
+    _check_switched(model, averaging, frozen)
+    places = [(*path, name) for path in averaging for name in _AVERAGES]
+    if missing := [path for path in places if path not in before]:
+        raise ValueError(
+            f"{type(model).__name__} has a BatchNorm whose {_name(missing[0])} is not in batch_stats; expected those "
+            "of the initial variables. Make its variables where it is called without `train` too."
+        )
+    return {path: after[path] for path in places}
+
+
+def _check_norm(model: nn.Module, norm: Any, axis_name: str | None) -> None:
+    axes = norm.axis_name if isinstance(norm.axis_name, tuple) else (norm.axis_name,)
+    if axis_name is not None and (axis_name not in axes or norm.axis_index_groups is not None):
+        raise ValueError(
+            f"{type(model).__name__} has BatchNorm but no field `axis_name` that all of it ({_name(norm.path)}) takes, "
+            "so its statistics cannot be synchronised over devices. Add `axis_name: str | None = None`, pass it to "
+            "nn.BatchNorm, without axis_index_groups, or train with parallel='jit'."
+        )
+    if norm.momentum == 1:
+        raise ValueError(
+            f"{type(model).__name__} has a BatchNorm ({_name(norm.path)}) of momentum 1, whose running averages never "
+            "move; expected less. Lower it, or set use_running_average."
+        )
+
+
+def _check_switched(model: nn.Module, averaging: set[Path], frozen: set[Path]) -> None:
+    if both := averaging & frozen:
+        raise ValueError(
+            f"{type(model).__name__} calls a BatchNorm ({_name(min(both))}) with the statistics of the batch and with "
+            "running averages in one pass; expected one of the two. Use two modules."
+        )
+    _, *switches = inspect.signature(model.__call__).parameters
+    if frozen and switches and "train" not in switches:
+        raise ValueError(
+            f"{type(model).__name__} has a BatchNorm ({_name(min(frozen))}) that keeps its running averages in "
+            f"training, and arguments that nobody sets ({', '.join(switches)}); expected an argument `train` that "
+            "switches it. Rename one, or add `train` if it is to be frozen."
+        )
+
+
+def _train_pass(
+    model: nn.Module, variables: Variables, start: Mapping[Path, Any], images: jax.Array, *mutable: str
+) -> dict[Path, Any]:
+    """What flax makes of `batch_stats` in a training pass, by path."""
+    variables = {**variables, "batch_stats": unflatten_dict(start)}
+    _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats", *mutable])
+    return _flat(updated["batch_stats"])
+
+
+def _check_types(model: nn.Module, before: Mapping[Path, Any], after: Mapping[Path, Any]) -> None:
+    old, new = (jax.tree.map(lambda leaf: describe(jnp.asarray(leaf)), stats) for stats in (before, after))
+    if wrong := [path for path in old | new if old.get(path) != new.get(path)]:
+        path = wrong[0]
+        raise ValueError(
+            f"{type(model).__name__} makes {new.get(path, 'nothing')} of {_name(path)} in batch_stats in training; "
+            f"expected {old.get(path, 'nothing')}, as in its initial variables. Keep its type, and make it where "
+            "`train` is not set too."
+        )
+
+
+def _check_kept(model: nn.Module, kept: Callable[[jax.Array], Any], images: jax.Array, path: Path) -> None:
+    """Refuses what depends on the images: then `jax.vmap` over several batches makes several of it."""
+    batches = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
+    try:
+        jax.eval_shape(jax.vmap(kept, out_axes=None), batches)
+    except ValueError as error:
+        raise ValueError(
+            f"{type(model).__name__} makes {_name(path)} in batch_stats of the images, and not by nn.BatchNorm; "
+            "expected nothing else that depends on a batch, as bounds see one example. Use nn.BatchNorm, or leave it "
+            "out."
+        ) from error
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[Path, Any]:
+    flat: Any = flatten_dict(tree)
+    return flat
+
+
+def _name(path: Path) -> str:
+    return ".".join(path)
 
 
 def _mode(model: nn.Module, *, train: bool) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Many examples: the same verdicts as one by one, whatever the batch size and the devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax.certification import dataset
-from cure_jax.training.config import norm_exponent
+from cure_jax.training.config import make_regions, norm_exponent
 from tests import networks
 
 REGIONS = {
@@ -220,6 +222,36 @@ def test_partials_are_compiled_once_for_all_their_arrays(method, norm):
     # What `best` has decided it does not look at again with a tighter method.
     assert method == "best" or np.all(larger < first)
     assert np.any(second != first)
+
+
+def test_functions_that_hold_equal_arrays_are_compiled_once_and_others_are_not_mistaken_for_them():
+    traces = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Shifted:
+        by: np.ndarray
+
+        def __call__(self, params, x):
+            traces.append(1)
+            return networks.mlp(params, x - self.by)
+
+    params, by = networks.mlp_params(3), np.full(IMAGES.shape[1:], 0.1, np.float32)
+
+    regions = make_regions({"linf": 0.05})
+
+    def certify(by):
+        traces.clear()
+        f = Partial(Shifted(by), params)
+        return cj.certify_dataset(f, IMAGES, LABELS, regions, batch_size=32).margin["linf"]
+
+    first = certify(by)
+    np.testing.assert_array_equal(certify(by.copy()), first)
+    assert len(traces) <= 1  # of the number of classes, which compiles nothing
+    by[:] = 0.2
+    changed = certify(by)
+    expected = cj.certify_dataset(lambda x: networks.mlp(params, x - by), IMAGES, LABELS, regions, batch_size=32)
+    np.testing.assert_allclose(changed, expected.margin["linf"], rtol=1e-5, atol=1e-6)
+    assert np.any(changed != first)
 
 
 def test_what_a_plain_callable_holds_may_change_between_calls():

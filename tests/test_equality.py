@@ -1,0 +1,94 @@
+"""Functions as keys of compiled programs: equal for equal values, and for nothing else."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cure_jax.equality import ByValue
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shift:
+    by: Any
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.by
+
+    def other(self, x: Any) -> Any:
+        return x - self.by
+
+
+def _wrapped(by: Any) -> list[ByValue]:
+    shift = _Shift(by)
+    return [ByValue(function) for function in (shift, _Shift(shift), shift.other, functools.partial(shift, by=by))]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.arange(3.0),
+        lambda: jnp.arange(3),
+        lambda: {"a": [np.zeros(2), "text", None], "b": (1, np.float32(2))},
+        lambda: jax.random.key(3),
+        lambda: jnp.array([jnp.nan]),
+        lambda: float("nan"),
+        lambda: jnp.zeros(0),
+    ],
+)
+def test_equal_values_are_equal(make: Any) -> None:
+    for first, second in zip(_wrapped(make()), _wrapped(make()), strict=True):
+        assert first == second
+        assert hash(first) == hash(second)
+
+
+_ALIKE = [
+    (np.arange(3.0), np.arange(3.0) + 1),
+    (np.ones(1), np.ones(())),
+    (np.ones((1, 1)), np.ones(1)),
+    (np.ones(2, np.float32), np.ones(2)),
+    (np.ones(2), jnp.ones(2)),
+    (jnp.float32(0.0), jnp.float32(-0.0)),
+    (0.0, -0.0),
+    (1, True),
+    (1, 1.0),
+    (jax.random.key(0), jax.random.key(1)),
+    ([np.zeros(1)], (np.zeros(1),)),
+    ({1}, {1}),
+    (np.array([None]), np.array([None])),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), _ALIKE)
+def test_values_that_are_alike_are_not_equal(one: Any, other: Any) -> None:
+    assert all(first != second for first, second in zip(_wrapped(one), _wrapped(other), strict=True))
+    assert ByValue(_Shift(one)) != _Shift(one)
+
+
+def test_functions_are_themselves() -> None:
+    shift = _Shift(1)
+    assert ByValue(shift) != ByValue(shift.other)
+    assert ByValue(jnp.sin) == ByValue(jnp.sin) != ByValue(jnp.cos)
+
+
+def test_an_array_that_is_changed_in_place_is_another_one() -> None:
+    array = np.zeros(2)
+    before = ByValue(_Shift(array))
+    np.testing.assert_array_equal(before(1.0), [1.0, 1.0])
+    array[0] = 5.0
+    assert before != ByValue(_Shift(array))
+    with pytest.raises(ValueError, match=r"_Shift holds an array that was changed.*Wrap it again"):
+        before(1.0)
+
+
+def test_traced_arrays_are_themselves() -> None:
+    @jax.jit
+    def function(x: jax.Array) -> jax.Array:
+        assert ByValue(_Shift(x)) == ByValue(_Shift(x)) != ByValue(_Shift(x + 1))
+        return ByValue(_Shift(x))(x)
+
+    np.testing.assert_array_equal(function(jnp.ones(2)), [2.0, 2.0])
