@@ -3,9 +3,9 @@
     python launch/soak.py --root=/tmp/soak --table=docs/pods.md
 
 Jobs of one and two processes with CPU devices, on loopback: the same training divided differently, processes killed,
-SIGTERM, damaged checkpoints, a full disk. The table goes to the terminal and, with --table, between the two marks of
+SIGTERM, damaged checkpoints, full disks. The table goes to the terminal and, with --table, between the two marks of
 that file. --quick is the part for continuous integration. What is done is not done again: ROOT keeps it.
-Exits 1 if a row fails. Takes about 40 minutes on 2 CPU cores; the full disk needs the right to mount a tmpfs.
+Exits 1 if a row fails. Takes about 40 minutes on 2 CPU cores; full disks need the right to mount a tmpfs.
 """
 
 import datetime
