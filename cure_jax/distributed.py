@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ __all__ = [
     "digest",
     "divide",
     "fetch",
+    "first_finds",
     "first_says",
     "initialize",
     "local",
@@ -212,6 +213,27 @@ def first_says(value: Any) -> Any:
     padded = np.zeros(size, np.uint8)
     padded[: min(size, text.size)] = text[:size]
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
+
+
+def first_finds(look: Callable[[], Any], *errors: type[Exception]) -> Any:
+    """What the first process finds, or raises, on all of them: they might see changes at different times.
+
+    Args:
+      look: called on the first process; returns JSON.
+      *errors: that it may raise, made of one sentence; the first that fits is raised on all processes.
+    """
+    if jax.process_count() == 1:
+        return look()
+    answer: list[Any] = []
+    if jax.process_index() == 0:
+        try:
+            answer = [-1, look()]
+        except errors as error:
+            answer = [next(index for index, kind in enumerate(errors) if isinstance(error, kind)), str(error)]
+    kind, value = first_says(answer)
+    if kind >= 0:
+        raise errors[kind](value)
+    return value
 
 
 def check_same(**things: Any) -> None:

@@ -29,7 +29,7 @@ from cure_jax import distributed, training
 from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, bound_method
 from cure_jax.report import examples, plots, style
 from cure_jax.training.config import Config
-from cure_jax.training.workdir import AnyPath, as_path, write_atomically
+from cure_jax.training.workdir import AnyPath, as_path, write_atomically, writing
 from launch.parts import common, processes, provenance
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
@@ -105,8 +105,7 @@ def main() -> None:
     _write(
         workdir, "certify" if _SPLIT.value == "test" else _SPLIT.value, result, verdicts | {"labels": labels}, curves
     )
-    proved = ", ".join(f"certified {norm} {share:.1%}" for norm, share in result["certified"].items())
-    print(f"{workdir}: clean {result['clean']:.1%}, {proved}, union {result['union']:.1%} of {len(images)} images")
+    print(f"{workdir}: {_in_one_line(result)} of {len(images)} images")
 
 
 class _Curve(NamedTuple):
@@ -155,13 +154,23 @@ def _summary(
     return shares, verdicts | {"correct": certificate.correct, "union": union}
 
 
+def _in_one_line(result: Mapping[str, Any]) -> str:
+    """All fractions that are certified; norms that are no part of the union come after it."""
+    union, beside = (
+        ", ".join(f"certified {norm} {share:.1%}" for norm, share in result[kind].items())
+        for kind in ("certified", "reported")
+    )
+    shares = f"clean {result['clean']:.1%}, {union}, union {result['union']:.1%}"
+    return f"{shares}, reported: {beside}" if beside else shares
+
+
 def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:
     """The files; the picture comes last: where it is, nothing is missing."""
-    (workdir / f"{name}.png").unlink(missing_ok=True)
     radii, method = result["radii"], result["config"]["name"] or result["config"]["dataset"]
     # First here: not everything can write into a bucket.
-    with tempfile.TemporaryDirectory() as directory:
+    with writing("The results", workdir), tempfile.TemporaryDirectory() as directory:
         here = Path(directory)
+        (workdir / f"{name}.png").unlink(missing_ok=True)
         np.savez_compressed(here / f"{name}.npz", **verdicts)
         examples.union_diagram(here / f"{name}_union.png", {method: [verdicts]}, union=[*radii])
         plots.certified_against_radius(here / f"{name}.png", curves, training_radii=radii)

@@ -3,7 +3,7 @@
     python launch/local.py --processes=2 --devices=2 -- launch/train.py --config=configs/digits.py:scratch --workdir=DIR
 
 If one process dies the others are ended too, as on a pod, and with --restarts the whole job starts again and resumes.
-SIGTERM and Ctrl-C go to all of them. --dry_run prints the commands.
+SIGTERM and Ctrl-C go to all of them, as SIGTERM; a second Ctrl-C kills them. --dry_run prints the commands.
 """
 
 import os
@@ -123,7 +123,11 @@ def _hand_on(job: Sequence[subprocess.Popen], number: signal.Signals, told: list
     def handler(*_) -> None:
         told.append(number)
         for process in job:
-            process.send_signal(number)
+            if number == signal.SIGINT and len(told) > 1:
+                process.kill()
+            else:
+                # Ctrl-C in a terminal has reached the processes too, and a second SIGINT would end them at once.
+                process.send_signal(signal.SIGTERM)
 
     return handler
 

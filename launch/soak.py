@@ -3,9 +3,9 @@
     python launch/soak.py --root=/tmp/soak --table=docs/pods.md
 
 Jobs of one and two processes with CPU devices, on loopback: the same training divided differently, processes killed,
-SIGTERM, damaged checkpoints, a full disk. The table goes to the terminal and, with --table, between the two marks of
+SIGTERM, damaged checkpoints, full disks. The table goes to the terminal and, with --table, between the two marks of
 that file. --quick is the part for continuous integration. What is done is not done again: ROOT keeps it.
-Exits 1 if a row fails. Takes about 40 minutes on 2 CPU cores; the full disk needs the right to mount a tmpfs.
+Exits 1 if a row fails. Takes about 40 minutes on 2 CPU cores; full disks need the right to mount a tmpfs.
 """
 
 import datetime
@@ -36,6 +36,8 @@ _SIGTERMS = flags.DEFINE_integer("sigterms", 5, "How often SIGTERM is sent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the points of interruption.")
 
 TIMEOUT = 600.0
+# The exit status that stands for a job that took longer, as of the program timeout.
+HUNG = 124
 MARKS = ("<!-- soak: begin -->", "<!-- soak: end -->")
 CONFIG = ("--config=configs/digits.py:scratch",)
 # Fifty steps through all stages; as many calls as steps, so that a mishap finds many places. At the rate of the config,
@@ -140,7 +142,8 @@ def everything(root: Path) -> Iterator[Row]:
     undisturbed = root / "undisturbed"
     train(undisturbed, two, LONG)
     yield from damages(undisturbed, two)
-    yield full_disk(undisturbed, two)
+    yield full_disk(undisturbed, two, "4m")
+    yield full_disk(undisturbed, two, "16k", part="tensorboard")
     yield from interruptions(undisturbed, two)
     yield from other_sizes(undisturbed, two, [Job(1, 8, "pmap"), one])
 
@@ -233,25 +236,26 @@ def damages(undisturbed: Path, job: Job) -> Iterator[Row]:
         yield Row(trial, f'"{message}"; {_resumed(workdir)}; {_same(same)}', same and aside and "damaged" in log)
 
 
-def full_disk(undisturbed: Path, job: Job) -> Row:
-    """A job on a file system that is too small; then there is room."""
-    trial, disk = f"full disk: a tmpfs of 4 MB ({job})", undisturbed.parent / "disk"
-    if not mishaps.mount(disk, "4m"):
+def full_disk(undisturbed: Path, job: Job, size: str, part: str = "run") -> Row:
+    """A job whose work directory, or a part of it, lies on a small disk; then there is room."""
+    trial, disk = f"full disk: a tmpfs of {size.upper()}B for {part}/ ({job})", undisturbed.parent / f"disk_{size}"
+    if not mishaps.mount(disk, size):
         return Row(trial, "not tried: no right to mount a tmpfs", True)
-    cramped, roomy = (undisturbed.parent / f"disk.{name}.log" for name in ("cramped", "roomy"))
+    cramped, roomy = (undisturbed.parent / f"{disk.name}.{name}.log" for name in ("cramped", "roomy"))
     for log in (cramped, cramped.with_suffix(".status"), roomy):
         log.unlink(missing_ok=True)
     try:
-        end = interrupt(disk / "run", job, LONG, lambda processes, workdir: None, log=cramped)
-        steps = endings.steps(disk / "run" / "checkpoints")
+        workdir = disk / part if part == "run" else mishaps.partly_on(disk, part)
+        end = interrupt(workdir, job, LONG, lambda processes, workdir: None, log=cramped)
+        steps = endings.steps(workdir / "checkpoints")
         mishaps.mount(disk, "200m", again=True)
-        train(disk / "run", job, LONG, log=roomy)
-        same = endings.identical(disk / "run", undisturbed)
+        train(workdir, job, LONG, log=roomy)
+        same = endings.identical(workdir, undisturbed)
     finally:
         mishaps.unmount(disk)
     message = next(iter(re.findall(r"error: (The \w+ of step \d+ could not be \w+)", end.log)), "no message")
-    said = f'exit {end.status}, "{message}"; {_resumed(undisturbed.parent / "disk.roomy")}; {_same(same)}'
-    return Row(trial, said, same and end.status != 0 and message != "no message" and 0 < max(steps, default=0) < 100)
+    said = f'exit {end.status}, "{message}"; {_resumed(roomy.with_suffix(""))}; {_same(same)}'
+    return Row(trial, said, same and end.status == 1 and message != "no message" and 0 < max(steps, default=0) < 100)
 
 
 def train(workdir: Path, job: Job, steps: Sequence[str], log: Path | None = None) -> None:
@@ -279,7 +283,11 @@ def interrupt(workdir: Path, job: Job, steps: Sequence[str], disturb: Disturb, l
             launcher = _launcher(workdir, job, steps)
             processes = local.start(launcher, job.processes, job.devices, stdout=file, stderr=file)
             disturb(processes, workdir)
-            status.write_text(str(local.wait(processes, TIMEOUT)))
+            try:
+                status.write_text(str(local.wait(processes, TIMEOUT)))
+            except TimeoutError:
+                # A job that waits for ever is a row that fails.
+                status.write_text(str(HUNG))
     return End(int(status.read_text()), log.read_text())
 
 

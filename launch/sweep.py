@@ -25,6 +25,7 @@ from typing import Any
 
 from absl import app, flags
 
+from cure_jax.training.workdir import writing
 from launch.parts import entries, provenance
 from launch.parts.entries import Entry
 from launch.parts.summary import write_report
@@ -80,9 +81,12 @@ def main(arguments: Sequence[str]) -> None:
     failures |= _run_all([run for run in later if run.workdir not in orphans])
     done = [run for run in runs if run.workdir not in failures]
     if done:
-        write_report(
-            root if _SPLIT.value == "test" else root / _SPLIT.value, [(run.entry.name, run.result) for run in done]
-        )
+        reports = root if _SPLIT.value == "test" else root / _SPLIT.value
+        try:
+            with writing("The report", reports):
+                write_report(reports, [(run.entry.name, run.result) for run in done])
+        except OSError as error:
+            sys.exit(f"error: {error}")
     if failures:
         listed = "".join(f"\n  {workdir}: {error}" for workdir, error in failures.items())
         sys.exit(f"error: {len(failures)} of {len(runs)} runs failed, and are not in the tables:{listed}")
@@ -122,7 +126,7 @@ def _run_all(runs: list[Run]) -> dict[Path, str]:
         futures = {pool.submit(_run, run): run for run in runs}
         try:
             for future in concurrent.futures.as_completed(futures):
-                if isinstance(error := future.exception(), RunFailed):
+                if isinstance(error := future.exception(), RunFailed | OSError):
                     failures[futures[future].workdir] = str(error)
                     print(f"{futures[future].workdir}: failed", flush=True)
                 elif error is not None:
@@ -141,7 +145,8 @@ def _run(run: Run) -> None:
         return
     # In one piece, as several runs print at the same time.
     print(f"{run.workdir}: started\n", end="", flush=True)
-    run.workdir.mkdir(parents=True, exist_ok=True)
+    with writing("A run", run.workdir):
+        run.workdir.mkdir(parents=True, exist_ok=True)
     common = [*run.arguments, f"--workdir={run.workdir}"]
     before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
     try:
@@ -160,7 +165,7 @@ def _run(run: Run) -> None:
 def _call(run: Run, script: str, arguments: list[str]) -> str:
     """Runs a launcher, its output going to the end of the log; returns the output."""
     log, command = run.workdir / "log.txt", [sys.executable, str(_LAUNCH / script), *arguments]
-    with log.open("a") as file:
+    with writing("The log", log), log.open("a") as file:
         print(f"$ {' '.join(command)}", file=file, flush=True)
         start = file.tell()
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode

@@ -3,7 +3,8 @@
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
 
 An interrupted run resumes when the same command is given again, on any number of devices and processes; after SIGTERM
-it saves its state first. As several processes: launch/README.md. See `cure_jax.training.default_config` for the fields.
+or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As several processes: launch/README.md. See
+`cure_jax.training.default_config` for the fields.
 """
 
 import sys
@@ -19,7 +20,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and 
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",
     0,
-    "Exit status after SIGTERM, once the state is saved. Not 0: schedulers try again.",
+    "Exit status after SIGTERM or Ctrl-C, once the state is saved. Not 0: schedulers try again.",
 )
 
 

@@ -324,8 +324,11 @@ def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTre
 
 
 def _drop_orbax_chatter(record: logging.LogRecord) -> bool:
-    """Filter for absl's logger: orbax's warnings and errors pass, its dozen of lines on every save do not."""
-    return record.levelno >= logging.WARNING or "orbax" not in Path(record.pathname).parts
+    """Filter for absl's logger: orbax's warnings pass, its dozen of lines on every save do not.
+
+    Nor do the tracebacks of its threads: what failed there is raised here again.
+    """
+    return "orbax" not in Path(record.pathname).parts or (record.levelno >= logging.WARNING and not record.exc_info)
 
 
 def _free_names(path: AnyPath) -> Iterator[AnyPath]:

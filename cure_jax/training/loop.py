@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,6 +24,7 @@ from cure_jax.training.checkpoint_files import CheckpointError, saved_steps
 from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
+from cure_jax.training.lock import Lock, hold
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.network import check_network, classifier, initial_variables
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
@@ -94,7 +95,7 @@ def fit(
       config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
         resumes there, on any number of devices and processes, and ends with the same numbers, on another number of
-        devices up to rounding. Nothing is written if None.
+        devices up to rounding. One training at a time has it. Nothing is written if None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
 
     Returns:
@@ -102,12 +103,13 @@ def fit(
 
     Raises:
       ValueError: for a config, a network, images or labels that do not fit, before anything is computed.
-      WorkdirError: if `workdir` was made with another config, other data, or from other parameters; nothing in it is
-        changed.
+      WorkdirError: if `workdir` was made with another config, other data, or from other parameters, or another
+        training has it; nothing in it is changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
         does not fit.
       TrainingDiverged: if the loss is not finite, naming the step.
-      Preempted: after SIGTERM, once the state is saved.
+      OSError: if `workdir` cannot be written.
+      Preempted: after SIGTERM or SIGINT (Ctrl-C), once the state is saved.
       RuntimeError: if the processes were given different things.
     """
     check(config)
@@ -147,15 +149,18 @@ def fit(
         config=config.to_json_best_effort(), images=images, labels=labels, parameters=state, version=jax.__version__
     )
     if workdir is None:
-        return trainer.run(state, None, None)
-    with Checkpoints(workdirs.as_path(workdir) / "checkpoints", max_to_keep=config.keep_checkpoints) as checkpoints:
+        return trainer.run(state, None)
+    directory = workdirs.as_path(workdir) / "checkpoints"
+    with hold(workdir) as lock, Checkpoints(directory, max_to_keep=config.keep_checkpoints) as checkpoints:
+        # Again: another training may have been here until now.
+        workdirs.check_config(workdir, _identity(config))
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
             _check_origin(workdir, restored[2], trainer.origin)
             _LOGGER.info("Resumed at step %d in %s.", restored[0], workdir)
         with MetricWriter(workdir, resume_from=int(state.step) if restored else -1) as writer:
-            return trainer.run(state, checkpoints, writer)
+            return trainer.run(state, _Files(lock, checkpoints, writer))
 
 
 def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str | os.PathLike) -> Fitted:
@@ -252,6 +257,14 @@ def _identity(config: Config) -> dict[str, Any]:
     }
 
 
+class _Files(NamedTuple):
+    """What a training writes in its work directory."""
+
+    lock: Lock
+    checkpoints: Checkpoints
+    writer: MetricWriter
+
+
 @dataclasses.dataclass(frozen=True)
 class _Trainer:
     """One training run; everything but the state."""
@@ -270,13 +283,13 @@ class _Trainer:
         parts = {"data_sha256": self.data} | ({} if self.start is None else {"start_sha256": self.start})
         return {name: distributed.digest(part).hex() for name, part in parts.items()}
 
-    def run(self, state: TrainState, checkpoints: Checkpoints | None, writer: MetricWriter | None) -> Fitted:
+    def run(self, state: TrainState, files: _Files | None) -> Fitted:
         compiled = self._compiled()
         # On the device once and for all, or the part of each process run by run.
         images, labels = jax.device_put(self.data) if jax.process_count() == 1 else self.data
         history: list[dict[str, float | int]] = []
         step = int(state.step)
-        listen = notices() if checkpoints is not None else contextlib.nullcontext(lambda steps: False)
+        listen = notices() if files is not None else contextlib.nullcontext(lambda steps: False)
         bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
         with listen as told_to_stop, bars as bar, self._profiler() as profile, compile_seconds() as compiling:
             while step < self.total:
@@ -290,6 +303,8 @@ class _Trainer:
                 due = (step + count) // self.config.checkpoint_every > step // self.config.checkpoint_every
                 stop = told_to_stop(range(step + 1, step + count + 1))
                 step += count
+                if files is not None:
+                    files.lock.check()
                 if self.workdir is not None and not history:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
                     workdirs.write_config(self.workdir, _identity(self.config))
@@ -297,11 +312,13 @@ class _Trainer:
                 due = due or step == self.total
                 if due and self.validation is not None:
                     history[-1]["validation_accuracy"] = self._accuracy(state, self.validation)
-                self._record(state, history[-1], due or stop, checkpoints, writer)
+                self._record(state, history[-1], due or stop, files)
                 bar.advance(count, loss=record["loss"])
-                if stop and step < self.total and checkpoints is not None:
-                    checkpoints.close()
-                    raise Preempted(step)
+                if files is not None and (stop or step == self.total):
+                    # Still listening: what is saved last is saved to its end.
+                    files.checkpoints.close()
+                    if step < self.total:
+                        raise Preempted(step)
         return Fitted(self.recipe.model, jax.device_get(distributed.local(state)), history)
 
     def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
@@ -320,24 +337,18 @@ class _Trainer:
         size, batch, seed = len(self.data[0]), self.config.batch_size, self.config.seed
         return np.stack([batch_indices(seed, step + i, size, batch) for i in range(count)])
 
-    def _record(
-        self,
-        state: TrainState,
-        record: dict[str, float | int],
-        save: bool,
-        checkpoints: Checkpoints | None,
-        writer: MetricWriter | None,
-    ) -> None:
+    def _record(self, state: TrainState, record: dict[str, float | int], save: bool, files: _Files | None) -> None:
+        if files is None:
+            return
         step = int(record["step"])
-        if writer is not None:
-            writer.write(step, {name: value for name, value in record.items() if name != "step"})
-        if save and checkpoints is not None:
+        files.writer.write(step, {name: value for name, value in record.items() if name != "step"})
+        if save:
             metadata = {
                 "validation_accuracy": record.get("validation_accuracy"),
                 "total_steps": self.total,
                 **self.origin,
             }
-            checkpoints.save(step, state, metadata)
+            files.checkpoints.save(step, state, metadata)
 
     def _accuracy(self, state: TrainState, data: Arrays) -> float:
         predictions = _predictions(classifier(self.recipe.model, distributed.local(state.variables)), data[0])

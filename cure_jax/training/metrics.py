@@ -1,19 +1,22 @@
 """Metrics of a training run: a file of JSON lines, and TensorBoard where it is installed."""
 
+import contextlib
 import json
 import logging
 import math
 import os
+import socket
+import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from cure_jax.training.workdir import AnyPath, as_path, is_bucket, write_atomically
+from cure_jax.training.workdir import AnyPath, as_path, is_bucket, write_atomically, writing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -52,20 +55,25 @@ class MetricWriter:
         self._file, self._board, self._objects = None, None, None
         if jax.process_index() != 0:
             return
-        directory.mkdir(parents=True, exist_ok=True)
-        if is_bucket(directory):
-            self._objects = directory / "metrics"
-            if resume_from is not None:
-                for path in _objects(directory):
-                    if int(path.name.partition(".")[0]) > resume_from:
-                        path.unlink()
-            return
-        path = directory / "metrics.jsonl"
-        if resume_from is not None and path.exists():
-            kept = [record for record in read_metrics(workdir) if record["step"] <= resume_from]
-            write_atomically(path, "".join(map(_line, kept)))
-        self._file = path.open("a")
-        self._board = _tensorboard(str(directory / "tensorboard"), resume_from)
+        with writing("Metrics", directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            if is_bucket(directory):
+                self._objects = directory / "metrics"
+                if resume_from is not None:
+                    for path in _objects(directory):
+                        if int(path.name.partition(".")[0]) > resume_from:
+                            path.unlink()
+                return
+            path = directory / "metrics.jsonl"
+            if resume_from is not None and path.exists():
+                kept = [record for record in read_metrics(workdir) if record["step"] <= resume_from]
+                write_atomically(path, "".join(map(_line, kept)))
+            self._board = _tensorboard(directory / "tensorboard", resume_from)
+            with contextlib.ExitStack() as stack:
+                if self._board is not None:
+                    stack.callback(self._board.close)
+                self._file = path.open("a")
+                stack.pop_all()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -90,7 +98,7 @@ class MetricWriter:
 
         Raises:
           ValueError: If a metric is not a scalar, or is named "step" or "tag".
-          OSError: If the file cannot be written, for instance because the disk is full.
+          OSError: If a file cannot be written, for instance because the disk is full.
         """
         if self._file is None and self._objects is None:
             return
@@ -106,16 +114,19 @@ class MetricWriter:
             self._objects.mkdir(parents=True, exist_ok=True)
             write_atomically(self._objects / f"{int(step):012d}.{tag}.json", line)
         if self._file is not None:
-            _append(self._file, line, step)
+            with writing(f"The metrics of step {step}", self._file.name):
+                self._file.write(line)
+                self._file.flush()
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{tag}/{name}", value, int(step))
+            with writing(f"The metrics of step {step}", self._board.path):
+                self._board.write(int(step), {f"{tag}/{name}": value for name, value in values.items()})
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (self._file, self._board):
-            if file is not None:
-                file.close()
+        """Close the files, all of them even if one cannot be written to its end."""
+        with contextlib.ExitStack() as stack:
+            for file in (self._file, self._board):
+                if file is not None:
+                    stack.callback(file.close)
         self._file, self._board = None, None
 
 
@@ -150,17 +161,6 @@ def _objects(directory: AnyPath) -> list[AnyPath]:
     return sorted((directory / "metrics").glob("*.json"), key=lambda path: path.name)
 
 
-def _append(file: IO[str], line: str, step: int) -> None:
-    try:
-        file.write(line)
-        file.flush()
-    except OSError as error:
-        raise OSError(
-            f"The metrics of step {step} could not be written to {file.name} ({error.strerror}). Make room, and give "
-            "the same command: it resumes at the newest complete checkpoint."
-        ) from error
-
-
 def _number(name: str, value: ArrayLike) -> float:
     array = np.asarray(value)
     is_real = array.dtype == bool or (jnp.issubdtype(array.dtype, jnp.number) and not np.iscomplexobj(array))
@@ -176,12 +176,40 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record) + "\n"
 
 
-def _tensorboard(directory: str, resume_from: int | None) -> Any:
+class _Board:
+    """An event file of TensorBoard, written in the caller's thread: one of its own could die of a full disk unseen."""
+
+    def __init__(self, directory: AnyPath, resume_from: int | None) -> None:
+        import tensorboardX
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+
+        protocol: Any = event_pb2
+        self._event, self._scalar = protocol.Event, summary.scalar
+        directory.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads what has such a name, in the order of the names.
+        self.path = directory / f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}"
+        self._file = tensorboardX.RecordWriter(str(self.path))
+        self._head: list[dict[str, Any]] = [{"file_version": "brain.Event:2"}]
+        if resume_from is not None:
+            # TensorBoard then hides what was recorded of steps that are run again.
+            log = protocol.SessionLog(status=protocol.SessionLog.START)
+            self._head.append({"step": resume_from + 1, "session_log": log})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        events = [{"step": step, "summary": self._scalar(name, value)} for name, value in values.items()]
+        for fields in (*self._head, *events):
+            self._file.write(self._event(wall_time=time.time(), **fields).SerializeToString())
+        self._file.flush()
+        self._head = []
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _tensorboard(directory: AnyPath, resume_from: int | None) -> _Board | None:
     """A writer of event files, or None without tensorboardX (the extra `logging`)."""
     try:
-        import tensorboardX
+        return _Board(directory, resume_from)
     except ImportError:
         return None
-    # TensorBoard then hides what was recorded of steps that are run again.
-    purge_step = None if resume_from is None else resume_from + 1
-    return tensorboardX.SummaryWriter(directory, purge_step=purge_step)

@@ -3,10 +3,11 @@
 It lies in a file system or in a bucket (`gs://...`), where objects are written as a whole and nothing is appended.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,8 +60,9 @@ def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     path = _config_path(workdir)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        with writing(path.name, path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text)
 
 
 def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
@@ -134,14 +136,47 @@ def is_bucket(path: AnyPath) -> bool:
     return not isinstance(path, Path)
 
 
+@contextlib.contextmanager
+def writing(what: str, where: str | os.PathLike) -> Iterator[None]:
+    """Around what writes files: says in one sentence what could not be written.
+
+    Args:
+      what: Is written.
+      where: It goes.
+
+    Raises:
+      OSError: For any other OSError from within, such as that of a full disk, of a read-only one, of a directory that
+        is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            # A sentence already.
+            raise
+        raise OSError(
+            f"{what} could not be written to {where} ({error.strerror}); a directory that can be written and has room "
+            "was expected. Make room, and give the same command again: what is complete is kept."
+        ) from error
+
+
 def write_atomically(path: AnyPath, text: str) -> None:
-    """Write a file in one step: readers see what was there before or all of `text`, even after a crash."""
-    if not isinstance(path, Path):
-        path.write_text(text)
-        return
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Write a file in one step: readers see what was there before or all of `text`, even after a crash.
+
+    Raises:
+      OSError: If it cannot be written; what was there before still is.
+    """
+    with writing(path.name, path.parent):
+        if not isinstance(path, Path):
+            path.write_text(text)
+            return
+        temporary = path.with_name(f"{path.name}.tmp")
+        try:
+            with temporary.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            # It is there only if something went wrong.
+            temporary.unlink(missing_ok=True)

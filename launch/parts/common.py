@@ -1,7 +1,9 @@
 """What the launchers share: start-up, data and model of a config, one-line errors."""
 
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -21,7 +23,7 @@ _USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, CheckpointError, Train
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a launcher: a mistake of the user's ends in one sentence and exit status 1."""
+    """Runs a launcher: a mistake of the user's ends in one sentence and exit status 1, Ctrl-C in one and 130."""
 
     def guarded(arguments: Sequence[str]) -> None:
         if len(arguments) > 1:
@@ -38,9 +40,13 @@ def run(main: Callable[[], None]) -> None:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 _fail_at_once()
                 raise
-            print(f"error: {in_one_line(error)}.", file=sys.stderr)
+            _say(f"error: {in_one_line(error)}.")
             _fail_at_once()
             sys.exit(1)
+        except KeyboardInterrupt:
+            _say("error: interrupted. Give the same command again.")
+            _fail_at_once()
+            sys.exit(128 + signal.SIGINT)
         except Exception:
             _fail_at_once()
             raise
@@ -48,13 +54,21 @@ def run(main: Callable[[], None]) -> None:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def _say(sentence: str) -> None:
+    # The log may lie on the disk that is full.
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+
+
 def _fail_at_once() -> None:
     """Ends one of several processes here: on its way out it would wait for the others, which wait for it."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
-        if not isinstance(sys.exception(), _USER_ERRORS) or os.environ.get("CURE_JAX_TRACEBACK"):
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        said = isinstance(sys.exception(), (*_USER_ERRORS, KeyboardInterrupt))
+        with contextlib.suppress(OSError):
+            if not said or os.environ.get("CURE_JAX_TRACEBACK"):
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(1)
 
 

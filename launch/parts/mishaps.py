@@ -48,6 +48,15 @@ def mount(disk: Path, size: str, again: bool = False) -> bool:
         return False
 
 
+def partly_on(disk: Path, part: str) -> Path:
+    """A new work directory beside a disk, of which one directory lies on it."""
+    workdir = disk.with_name(f"{disk.name}.{part}")
+    shutil.rmtree(workdir, ignore_errors=True)
+    workdir.mkdir()
+    (workdir / part).symlink_to(disk)
+    return workdir
+
+
 def unmount(disk: Path) -> None:
     """Undoes `mount`."""
     subprocess.run(["umount", str(disk)], check=True)

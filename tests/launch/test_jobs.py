@@ -180,3 +180,23 @@ def test_a_job_that_was_told_to_stop_is_not_started_again(tmp_path: Path, number
     assert job.returncode == 1
     assert f"told to stop ({number.name})" in errors
     assert started.read_text() == "started\n"
+
+
+def test_a_second_ctrl_c_kills_a_job_that_does_not_end(tmp_path: Path) -> None:
+    program, heard = tmp_path / "job.py", tmp_path / "heard"
+    program.write_text(
+        "import pathlib, signal, time\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(heard)!r}).write_text('told'))\n"
+        f"pathlib.Path({str(heard)!r}).write_text('started')\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "launch/local.py", "--processes=1", "--", str(program)]
+    job = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    for word in ("started", "told"):
+        while not heard.exists() or heard.read_text() != word:
+            assert job.poll() is None
+            time.sleep(0.05)
+        job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert "told to stop (SIGINT), and ended with status -9" in errors

@@ -51,6 +51,15 @@ def certified(workdir) -> Path:
         "--config.reported={'l1': 0.5}",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    # The norms of the union, it, and the one beside it.
+    *_, last = result.stdout.splitlines()
+    summary = json.loads((workdir / "certify.json").read_text())
+    shares = {**summary["certified"], "union": summary["union"], **summary["reported"]}
+    assert re.findall(r"(\w+) ([\d.]+)%", last) == [
+        ("clean", f"{100 * summary['clean']:.1f}"),
+        *((name, f"{100 * share:.1f}") for name, share in shares.items()),
+    ]
+    assert list(summary["reported"]) == ["l1"]
     return workdir
 
 

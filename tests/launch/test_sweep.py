@@ -124,6 +124,17 @@ def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     assert r"\begin{tabular}" in (runs / "table.tex").read_text()
 
 
+def test_a_run_whose_log_cannot_be_written_is_reported_beside_the_others(sweep, tmp_path):
+    log = tmp_path / "runs" / "max" / "log.txt"
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    done = sweep("--configs=configs/digits.py:max,configs/digits.py:l2")
+    assert done.returncode == 1
+    assert f"{log.parent}: The log could not be written to {log} (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| l2 | 1 |" in (tmp_path / "runs" / "table.md").read_text()
+
+
 def test_a_fine_tuning_whose_source_failed_does_not_begin(sweep, tmp_path):
     runs, configs = tmp_path / "runs", "configs/digits.py:linf,configs/digits.py:finetune"
     first = sweep(f"--configs={configs}", "--seeds=0,1", fail="train.py:linf")

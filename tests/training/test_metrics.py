@@ -4,6 +4,11 @@ import builtins
 import json
 import logging
 import math
+import os
+import re
+import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +86,24 @@ def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path) -> None:
         writer.write(3, {"loss": 1.0})
 
 
+def test_a_disk_that_is_full_for_event_files_ends_the_writing(tmp_path: Path) -> None:
+    """With a writer in a thread of its own, which died of it, this waited for ever."""
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/null")
+    program = (
+        "import resource, sys\nfrom cure_jax.training.metrics import MetricWriter\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "with MetricWriter(sys.argv[1]) as writer:\n"
+        "    for step in range(100000):\n        writer.write(step, {'loss': 1.0})\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.match(r"OSError: The metrics of step \d+ could not be written to .*tfevents.* \(File too large\)", last)
+
+
 def test_a_cut_off_line_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "tag": "train"}\n{"st')
     assert read_metrics(tmp_path) == [{"step": 1, "tag": "train"}]
@@ -103,11 +126,22 @@ def test_works_without_tensorboard(tmp_path: Path) -> None:
 
 
 def test_writes_event_files_with_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboardX")
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     with MetricWriter(tmp_path, resume_from=3) as writer:
         writer.write(4, {"loss": 1.0})
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in events.read_bytes()
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        # At once, not when it is closed.
+        assert b"train/loss" in events.read_bytes()
+    # Every record has a length, its checksum, the data and theirs.
+    content, found = events.read_bytes(), []
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    assert [event.step for event in found] == [0, 4, 4]
+    assert found[0].file_version == "brain.Event:2"
+    assert found[1].session_log.status == event_pb2.SessionLog.START
+    assert [(value.tag, value.simple_value) for value in found[2].summary.value] == [("train/loss", 1.0)]
 
 
 @pytest.mark.parametrize(

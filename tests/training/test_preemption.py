@@ -1,7 +1,9 @@
-"""SIGTERM: the state is saved, the rest is done later, and the numbers are those of an undisturbed run."""
+"""SIGTERM and SIGINT: the state is saved, the rest is done later, and the numbers are those of an undisturbed run."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,10 @@ _CONFIG = tiny.config(losses={"linf": {"kind": "ibp"}}, regularizer=0.0, paralle
 _DATA = tiny.data(size=32)
 
 
-def test_a_signal_saves_the_state_and_the_same_call_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_and_the_same_call_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     calls = []
 
     def compile_and_signal(*args: Any) -> Any:
@@ -29,12 +34,12 @@ def test_a_signal_saves_the_state_and_the_same_call_finishes(tmp_path: Path, mon
         def wrapped(*arguments: Any) -> Any:
             calls.append(len(arguments[3]))
             if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return run(*arguments)
 
         return wrapped
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     undisturbed = fit(tiny.TinyMLP(), _DATA, _CONFIG, tmp_path / "undisturbed")
     monkeypatch.setattr(loop, "compile_steps", compile_and_signal)
     with pytest.raises(Preempted, match=r"saved the state at step 6\. The same command") as notice:
@@ -42,12 +47,38 @@ def test_a_signal_saves_the_state_and_the_same_call_finishes(tmp_path: Path, mon
     assert notice.value.step == 6
     # Checkpoints are due at 4, 8, 12: this one was not.
     assert sorted(path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()) == ["4", "6"]
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     resumed = fit(tiny.TinyMLP(), _DATA, _CONFIG, tmp_path / "stopped")
     assert [record["step"] for record in resumed.history] == [8, 10, 12]
     chex.assert_trees_all_equal(resumed.variables, undisturbed.variables)
     metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("stopped", "undisturbed")]
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_notice_by_ctrl_c_ends_at_once_even_in_compiled_code(first: signal.Signals) -> None:
+    # Python runs no handler as long as the main thread is within C: here for ever, as it has this mutex already.
+    program = (
+        "import ctypes, logging\nfrom cure_jax.training.preemption import notices\n"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s', force=True)\n"
+        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
+        "with notices():\n    logging.info('listening')\n    lock(mutex)\n    lock(mutex)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "listening\n"
+        process.send_signal(first)
+        assert process.stderr.readline().startswith("Told to stop")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert errors == "error: a second notice to stop, by SIGINT: ended at once, nothing more is saved.\n"
 
 
 def test_outside_of_the_main_thread_signals_are_left_alone() -> None:

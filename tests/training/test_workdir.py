@@ -1,11 +1,8 @@
 """The config of a work directory: exact, atomic, and never mixed with another one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
-from etils.epath import backend
 
 from cure_jax.training import workdir
 from cure_jax.training.metrics import MetricWriter, read_metrics
@@ -88,17 +85,12 @@ def test_a_bucket_holds_config_and_metrics_as_whole_objects(bucket: str) -> None
     assert read_metrics(f"{bucket}/other") == []
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket in memory."""
-    files = fsspec.filesystem("memory")
-    monkeypatch.setattr(backend.fsspec_backend, "_get_filesystem", lambda name: files)
-    monkeypatch.setattr(type(files), "_strip_protocol", classmethod(_without_protocol))
-    monkeypatch.setattr(workdir, "_has_gcsfs", lambda: True)
-    yield "gs://bucket/run"
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
-
-
-def _without_protocol(cls: type, path: str) -> str:
-    return "/" + str(path).removeprefix("gs://").removeprefix("memory://").strip("/") if str(path).strip("/") else ""
+def test_what_cannot_be_written_is_named_and_leaves_no_part_of_it(tmp_path: Path) -> None:
+    # Its temporary file is one of a full disk.
+    (tmp_path / "config.json.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"config\.json could not be written to .* \(No space left.*same command"):
+        write_config(tmp_path, _CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"config\.json could not be written to .*file/run \(Not a directory"):
+        write_config(tmp_path / "file" / "run", _CONFIG)
