@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import distributed, training
@@ -30,9 +29,9 @@ from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, b
 from cure_jax.report import examples, plots, style
 from cure_jax.training.config import Config
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically
-from launch.parts import common, processes, provenance
+from launch.parts import common, processes, provenance, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_CONFIG = settings.define_config("The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHOD = flags.DEFINE_list(
     "method",

@@ -19,16 +19,15 @@ import jax
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
-from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import training
 from cure_jax.certification import METHODS, bound_method
 from cure_jax.training.config import norm_exponent
 from cure_jax.training.workdir import write_atomically
-from launch.parts import common
+from launch.parts import common, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_CONFIG = settings.define_config("The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "Methods, in the order of the rows.")
 _WHOLE = flags.DEFINE_list("whole", ["crown"], "Methods that are tried on the whole ball too; none for l_inf.")

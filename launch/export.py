@@ -9,14 +9,13 @@ numpy alone. Certified are the regions of the config, its `radii` and its `repor
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from cure_jax import training
 from cure_jax.certification import bound_method
 from cure_jax.interop import PLATFORMS, export_certifier
-from launch.parts import common
+from launch.parts import common, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_CONFIG = settings.define_config("The config that the network was trained with.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHOD = flags.DEFINE_string("method", "crown", "How to bound, see launch/certify.py.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where the files go: a new directory.")

@@ -9,12 +9,11 @@ it saves its state first. As several processes: launch/README.md. See `cure_jax.
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from cure_jax import training
-from launch.parts import common, processes
+from launch.parts import common, processes, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
+_CONFIG = settings.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",

@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 import cure_jax as cj
-from configs import digits
 from cure_jax import data, interop, models, training
+from cure_jax.configs import digits
 from tests.launch.test_launchers import CONFIG, launch, mistake
 
 SMALL = ("--config.epochs=1", "--config.ramp_end=1.0", "--config.milestones=()", "--config.model.options.features=(8,)")
