@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh, PartitionSpec
 
-from cure_jax import configs, models
+from cure_jax import configs, data, models
 from cure_jax.training.config import Config, build_recipe
 from cure_jax.training.loop import initial_state
 from cure_jax.training.step import train_step
@@ -148,9 +148,7 @@ def seconds(step: Step, chip: Chip, chips: int, batch_size: int) -> tuple[float,
 
 
 def _inputs(config: Config) -> tuple[tuple[int, ...], int]:
-    known = {"digits": ((8, 8, 1), 10), "mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
-    known["tiny_imagenet"] = ((64, 64, 3), 200)
-    shape, classes = known[config.dataset]
+    shape, classes = data.describe(config.dataset)
     crop = config.augmentation.crop
     return ((crop, crop, *shape[2:]) if crop else shape), classes
 

@@ -7,8 +7,21 @@ fields `momentum` and `axis_name`, and the collection "batch_stats". Any other f
 
 from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
 from cure_jax.models.convnet import ConvNet
+from cure_jax.models.fitted import Fitted, classifier
 from cure_jax.models.mlp import MLP
 from cure_jax.models.registry import create, names
 from cure_jax.models.resnet import ResNet
 
-__all__ = ["CNN5", "CNN7", "MLP", "CNN7_narrow", "CNN7_wide", "ConvNet", "ResNet", "create", "names"]
+__all__ = [
+    "CNN5",
+    "CNN7",
+    "MLP",
+    "CNN7_narrow",
+    "CNN7_wide",
+    "ConvNet",
+    "Fitted",
+    "ResNet",
+    "classifier",
+    "create",
+    "names",
+]

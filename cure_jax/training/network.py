@@ -5,50 +5,17 @@ and then held: `clean_statistics`. What remains of BatchNorm is an affine map, a
 statistics.
 """
 
-import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from cure_jax.models.fitted import Variables, apply_batch, classifier, mode
+
 __all__ = ["Statistics", "apply_batch", "classifier", "clean_statistics", "running_statistics"]
-
-Variables = Mapping[str, Any]
-
-
-def classifier(model: nn.Module, variables: Variables) -> Partial:
-    """The network as a function of ONE example, in inference mode: what bounds, attacks and `certify` take.
-
-    Args:
-      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`.
-      variables: its parameters and running averages.
-
-    Returns:
-      `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in.
-    """
-    return Partial(_OneExample(model), variables)
-
-
-def apply_batch(
-    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]
-) -> Float[Array, "batch classes"]:
-    """Logits of a batch in inference mode, for modules with and without a `train` argument."""
-    return jnp.asarray(model.apply(variables, images, **_mode(model, train=False)))
-
-
-@dataclasses.dataclass(frozen=True)
-class _OneExample:
-    """Compares equal for equal modules, so that compiled functions are found again."""
-
-    model: nn.Module
-
-    def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
-        return apply_batch(self.model, variables, x[None])[0]
 
 
 class Statistics(NamedTuple):
@@ -115,9 +82,5 @@ def running_statistics(running: Mapping[str, Any], clean: Statistics) -> dict[st
 
 
 def _batch_stats(model: nn.Module, variables: Variables, images: jax.Array) -> dict[str, Any]:
-    _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats"])
+    _, updated = model.apply(variables, images, **mode(model, train=True), mutable=["batch_stats"])
     return dict(updated["batch_stats"])
-
-
-def _mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}
