@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from cure_jax import configs
+from cure_jax.training.workdir import write_config
 from launch.parts.settings import define_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +28,7 @@ def get_config(method="max"):
 PROGRAM = """
 import sys
 from cure_jax import configs
+from cure_jax.training.workdir import write_config
 for spelling in sys.argv[1:]:
     config = configs.load(spelling)
     print(config.setting, config.name, config.losses.get("linf", {}).get("ratio"))
@@ -91,6 +93,14 @@ def test_a_flag_takes_a_name_from_anywhere_and_overrides_known_fields(tmp_path, 
         config.epochz = 3
     with pytest.raises(flags.IllegalFlagValueError, match="Unknown setting 'digit'; expected one of cifar10_large, "):
         parsed("--config=digit:max")
+
+
+def test_the_config_of_a_work_directory_is_one_too(tmp_path):
+    write_config(tmp_path, configs.load("digits:max").to_dict())
+    loaded = configs.load(f"{tmp_path}/config.json")
+    assert loaded.to_dict() == configs.load("digits:max").to_dict()
+    with pytest.raises(ValueError, match=r"There is no .*nowhere/config\.json"):
+        configs.load(f"{tmp_path}/nowhere/config.json")
 
 
 @pytest.mark.parametrize(

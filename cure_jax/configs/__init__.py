@@ -13,7 +13,8 @@ from types import ModuleType
 
 import ml_collections
 
-from cure_jax.training.config import Config
+from cure_jax.training.config import Config, from_fields
+from cure_jax.training.workdir import read_config
 
 __all__ = ["load", "names"]
 
@@ -27,7 +28,8 @@ def load(spelling: str) -> Config:
 
     Args:
       spelling: SETTING, one of `names()`, or the path of a Python file that has `get_config`. What stands behind a
-        colon is the argument of `get_config`: in these settings the method, see `cure_jax.configs.methods`.
+        colon is the argument of `get_config`: in these settings the method, see `cure_jax.configs.methods`. Or the path
+        of the `config.json` of a work directory.
 
     Returns:
       What `get_config` returns, to be changed at will.
@@ -40,6 +42,8 @@ def load(spelling: str) -> Config:
       0.45
     """
     setting, colon, argument = spelling.partition(":")
+    if Path(setting).name == "config.json":
+        return from_fields(read_config(Path(setting).parent))
     get_config = getattr(_module(setting), "get_config", None)
     config = get_config(*([argument] if colon else [])) if callable(get_config) else None
     if not isinstance(config, ml_collections.ConfigDict):

@@ -5,6 +5,7 @@ first layer, so that radii stay in pixel units, and returns logits [batch, num_c
 fields `momentum` and `axis_name`, and the collection "batch_stats". Any other flax module serves as well.
 """
 
+from cure_jax.models.archive import pretrained, pretrained_examples, pretrained_index, pretrained_names
 from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
 from cure_jax.models.convnet import ConvNet
 from cure_jax.models.fitted import Fitted, classifier
@@ -24,4 +25,8 @@ __all__ = [
     "classifier",
     "create",
     "names",
+    "pretrained",
+    "pretrained_examples",
+    "pretrained_index",
+    "pretrained_names",
 ]

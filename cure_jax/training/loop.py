@@ -154,7 +154,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     step, state, metadata = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     if step < (total := metadata.get("total_steps", step)):
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
-    return Fitted(model, config, state.variables, np.shape(example)[1:], state)
+    return Fitted(model, config.copy_and_resolve_references(), state.variables, np.shape(example)[1:], state)
 
 
 def _first_state(
@@ -298,7 +298,8 @@ class _Trainer:
                     raise Preempted(step)
         state = jax.device_get(distributed.local(state))
         shape = tuple(self.interface["example_shape"])
-        return Fitted(self.recipe.model, self.config, state.variables, shape, state, history)
+        config = self.config.copy_and_resolve_references()
+        return Fitted(self.recipe.model, config, state.variables, shape, state, history)
 
     def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
         span = tuple(self.config.profile_steps)

@@ -46,6 +46,13 @@ def test_a_work_directory_gives_network_and_config_back(finished: tuple[Path, Fi
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
 
 
+def test_a_fitted_network_keeps_its_config_when_the_next_one_is_written() -> None:
+    config = _config()
+    fitted = fit(models.create("mlp", tiny.CLASSES, features=(6,)), tiny.data(32), config)
+    config.radii.linf = 0.5
+    assert fitted.config.radii.linf == 0.05
+
+
 def test_a_config_may_report_other_norms_but_not_train_otherwise(finished: tuple[Path, Fitted]) -> None:
     config = _config()
     config.reported = {"l1": 2.0}
