@@ -65,7 +65,8 @@ def fit(
       model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
         argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
-      config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
+      config: from `default_config()`, with fields overridden; `dataset` and `data_dir` are not looked at, `model` only
+        to write down whether `load` can make the network of it.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
         resumes there, on any number of devices and processes, and ends with the same numbers, on another number of
         devices up to rounding. Nothing is written if None.

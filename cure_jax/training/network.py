@@ -1,4 +1,4 @@
-"""Between flax modules, which see batches, and bounds, which see one example.
+"""A network in training: `models.classifier` is what bounds see of it, with the statistics of BatchNorm held.
 
 A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first
 and then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the
