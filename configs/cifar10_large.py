@@ -4,15 +4,15 @@ python launch/train.py --config=configs/cifar10_large.py:scratch --workdir=runs/
 python launch/certify.py --config=configs/cifar10_large.py:scratch --workdir=runs/cifar10_large/scratch --method=best
 """
 
-from configs import cifar10_small
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from cure_jax.configs import cifar10_small
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 _FINETUNING = Finetuning(epochs=36, milestones=(28, 32), ramp_end=16.0, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = cifar10_small.base()
     config.setting = "cifar10_large"
     config.radii = {"linf": 8 / 255, "l2": 0.5}

@@ -7,8 +7,8 @@
 For an accelerator; `configs/cifar_cpu.py` is for two CPU cores.
 """
 
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax import data
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config, default_config
 
 _FINETUNING = Finetuning(epochs=32, milestones=(24, 28), ramp_end=16.0, alignment=0.5)
@@ -30,7 +30,7 @@ def base() -> Config:
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = base()
     config.setting = "cifar10_small"
     config.radii = {"linf": 2 / 255, "l2": 0.25}

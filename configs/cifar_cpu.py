@@ -6,9 +6,9 @@
 TFDS_DATA_DIR or --config.data_dir says where the data is. Results: docs/results.md.
 """
 
-from configs import cifar10_small
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax import data
+from cure_jax.configs import cifar10_small
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 _LOSSES = Losses(linf=small_box(0.1), l2=lipschitz(0.3), l2_alone=lipschitz(0.3))
@@ -16,7 +16,7 @@ _FINETUNING = Finetuning(epochs=6, milestones=(4, 5), ramp_end=2.0, alignment=0.
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = cifar10_small.get_config("scratch")
     mean, std = data.normalization("cifar10")
     config.setting = "cifar_cpu"

@@ -6,7 +6,7 @@
 2 CPU cores: 15-30 s to train, about 8 s to certify and attack. Results: docs/results.md.
 """
 
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config, default_config
 
 # The fractions were chosen on the validation split: for the best union, and for l_2 alone the best l_2.
@@ -15,7 +15,7 @@ _FINETUNING = Finetuning(epochs=20, milestones=(14, 17), ramp_end=7.0, alignment
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = default_config()
     config.setting = "digits"
     config.dataset = "digits"

@@ -6,8 +6,8 @@
 TFDS_DATA_DIR or --config.data_dir says where the data is. Results: docs/results.md.
 """
 
-from configs import mnist_small
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from cure_jax.configs import mnist_small
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 # Chosen on the first 200 validation images: at 0.35, 0.45 and 0.6 of the radius (batches of 256, 128 and 256) clean
@@ -31,7 +31,7 @@ def base() -> Config:
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = base()
     config.setting = "mnist_cpu"
     return with_method(config, method, _LOSSES, FINETUNING)

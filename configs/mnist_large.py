@@ -4,15 +4,15 @@ python launch/train.py --config=configs/mnist_large.py:scratch --workdir=runs/mn
 python launch/certify.py --config=configs/mnist_large.py:scratch --workdir=runs/mnist_large/scratch --method=best
 """
 
-from configs import mnist_small
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from cure_jax.configs import mnist_small
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 _FINETUNING = Finetuning(epochs=14, milestones=(10, 12), ramp_end=4.0, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = mnist_small.base()
     config.setting = "mnist_large"
     config.radii = {"linf": 0.3, "l2": 1.0}

@@ -8,7 +8,7 @@ For an accelerator; `configs/mnist_cpu.py` is for two CPU cores. The published v
 thirds of the radius of training: `--curve=0.6667` when certifying gives that figure too.
 """
 
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config, default_config
 
 # The published fine-tuning is shorter than its ramp of 22 epochs and never reaches the radius; 4 is of mnist_large.
@@ -31,7 +31,7 @@ def base() -> Config:
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = base()
     config.setting = "mnist_small"
     losses = Losses(linf=small_box(0.4), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))

@@ -12,8 +12,8 @@ Source of the setting: Croce & Hein, "Provable Robustness against all Adversaria
 2020, Table 1.
 """
 
-from configs import mnist_cpu
-from configs.methods import Losses, lipschitz, small_box, with_method
+from cure_jax.configs import mnist_cpu
+from cure_jax.configs.methods import Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 # Chosen on the first 200 or 300 validation images, see docs/results.md.
@@ -21,7 +21,7 @@ _LOSSES = Losses(linf=small_box(0.2), l2=lipschitz(0.5), l2_alone=lipschitz(1.0)
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = mnist_cpu.base()
     config.setting = "mnist_three_norms"
     config.model = {"name": "conv_small", "options": {"convs": ((32, 4, 2), (64, 4, 2)), "dense": (200,)}}

@@ -10,9 +10,9 @@ rises from 0 during the natural epochs, or the first twentieth of all if there a
 CPU cores `digits:scratch@512` was (docs/pods.md).
 """
 
-import importlib
 import math
 
+from cure_jax.configs import load, names
 from cure_jax.training.config import Config
 
 BATCH = 4096
@@ -22,25 +22,22 @@ def get_config(spelling: str = "mnist_small:scratch") -> Config:
     """The config of a setting and a method, with a big batch.
 
     Args:
-      spelling: SETTING:METHOD or SETTING:METHOD@BATCH; the setting is a file of configs/.
+      spelling: SETTING:METHOD or SETTING:METHOD@BATCH.
 
     Raises:
       ValueError: for an unknown setting or method, or a batch that is no number.
     """
     name, _, batch = spelling.partition("@")
-    setting, _, method = name.partition(":")
+    setting = name.partition(":")[0]
     if not (batch or str(BATCH)).isdecimal():
         raise ValueError(f"The batch of {spelling!r} is {batch!r}; expected a number, as in mnist_small:scratch@4096.")
-    try:
-        if setting in ("pod", "methods", ""):
-            raise ModuleNotFoundError
-        module = importlib.import_module(f"configs.{setting}")
-    except ModuleNotFoundError:
+    settings = [known for known in names() if known != "pod"]
+    if setting not in settings:
         raise ValueError(
-            f"Unknown setting {setting!r} in {spelling!r}; expected SETTING:METHOD with the name of a file of "
-            "configs/, as in mnist_small:scratch."
-        ) from None
-    return with_batch(module.get_config(*([method] if method else [])), int(batch or BATCH))
+            f"Unknown setting {setting!r} in {spelling!r}; expected SETTING:METHOD, as in mnist_small:scratch, with "
+            f"one of {', '.join(settings)}. Correct it."
+        )
+    return with_batch(load(name), int(batch or BATCH))
 
 
 def with_batch(config: Config, batch_size: int) -> Config:

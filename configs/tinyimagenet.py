@@ -6,16 +6,16 @@ python launch/train.py --config=$c --config.data_dir=DIR --workdir=runs/tinyimag
 python launch/certify.py --config=$c --config.data_dir=DIR --workdir=runs/tinyimagenet/scratch --method=best
 """
 
-from configs import cifar10_small
-from configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax import data
+from cure_jax.configs import cifar10_small
+from cure_jax.configs.methods import Finetuning, Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
 _FINETUNING = Finetuning(epochs=36, milestones=(28, 32), ramp_end=16.0, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
-    """The config of one method, see `configs.methods`."""
+    """The config of one method, see `cure_jax.configs.methods`."""
     config = cifar10_small.base()
     mean, std = data.normalization("tiny_imagenet")
     config.setting = "tinyimagenet"

@@ -1,5 +1,8 @@
 """Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
 
+import importlib
+from types import ModuleType
+
 from cure_jax.attacks import apgd, pgd
 from cure_jax.bounds import (
     alpha_crown,
@@ -57,3 +60,12 @@ __all__ = [
     "sdp_crown",
     "vertex_crown",
 ]
+
+# What no proof needs is imported when it is first looked at: `cj.models`, `cj.training`.
+_ROOMS = ("configs", "data", "interop", "models", "report", "testing", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

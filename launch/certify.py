@@ -1,6 +1,6 @@
 """Certifies and attacks a trained network on test images.
 
-    python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
+    python launch/certify.py --workdir=runs/digits/scratch --method=crown
 
 writes into the work directory: `certify.json` (fractions over the same images, where they come from, and the curves),
 `certify.npz` (per-example verdicts), `certify_union.png` (how many are certified in which norms) and, last of all,
@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import distributed, training
@@ -30,9 +29,11 @@ from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, b
 from cure_jax.report import examples, plots, style
 from cure_jax.training.config import Config
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically, writing
-from launch.parts import common, processes, provenance
+from launch.parts import common, processes, provenance, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_CONFIG = settings.define_config(
+    "The config that the network was trained with; that of the work directory if left out."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHOD = flags.DEFINE_list(
     "method",
@@ -54,11 +55,11 @@ def main() -> None:
     # Before the work, not after it: pictures are drawn at the end.
     style.import_figure()
     is_first = processes.join()
-    config, workdir, method = _CONFIG.value, as_path(str(_WORKDIR.value)), _checked_method()
+    workdir, method = as_path(str(_WORKDIR.value)), _checked_method()
+    fitted = training.load(workdir, config=_CONFIG.value)
+    config = fitted.config
     split = common.load_split(config, _SPLIT.value)
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
-    model = common.create_model(config, split.num_classes)
-    fitted = training.restore(model, images[:1], config, workdir)
     batch_size, mesh = _batches(len(images))
     shared = {"batch_size": batch_size, "mesh": mesh}
     prove = functools.partial(
@@ -226,5 +227,5 @@ def _provenance(workdir: AnyPath, step: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["workdir"])
     common.run(main)

@@ -1,6 +1,6 @@
 """Compares what each method proves of a trained network, and what the pixel box is worth.
 
-    python launch/compare.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --num_examples=300
+    python launch/compare.py --workdir=runs/digits/scratch --num_examples=300
 
 For every norm of the config (or those of --norms): certified share and seconds of each method, on the ball cut by the
 pixel box and (with --whole) on the whole ball; attacks bound all of them from above. Writes `compare.json` and
@@ -19,16 +19,17 @@ import jax
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
-from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import training
 from cure_jax.certification import METHODS, bound_method
 from cure_jax.training.config import norm_exponent
 from cure_jax.training.workdir import write_atomically
-from launch.parts import common
+from launch.parts import common, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config that the network was trained with.")
+_CONFIG = settings.define_config(
+    "The config that the network was trained with; that of the work directory if left out."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "Methods, in the order of the rows.")
 _WHOLE = flags.DEFINE_list("whole", ["crown"], "Methods that are tried on the whole ball too; none for l_inf.")
@@ -41,14 +42,13 @@ _ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 40, "Steps of the attack; 3
 
 def main() -> None:
     """Certifies with every method, attacks, writes."""
-    config, workdir = _CONFIG.value, Path(str(_WORKDIR.value))
+    workdir = Path(str(_WORKDIR.value))
     for method in {*_METHODS.value, *_WHOLE.value}:
         bound_method(method)
+    fitted = training.load(workdir, config=_CONFIG.value)
+    classifier, config = fitted.classifier, fitted.config
     split = common.load_split(config, _SPLIT.value)
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
-    classifier = training.restore(
-        common.create_model(config, split.num_classes), images[:1], config, workdir
-    ).classifier
     radii = {**dict(config.radii), **dict(config.reported)}
     if unknown := sorted({*(_NORMS.value or ())} - {*radii}):
         raise ValueError(f"norms names {', '.join(unknown)}; expected some of {', '.join(radii)}. Correct it.")
@@ -128,5 +128,5 @@ def _markdown(rows: list[dict[str, Any]], radii: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["workdir"])
     common.run(main)

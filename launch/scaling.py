@@ -7,7 +7,6 @@ docs/pods.md says what the times assume.
 """
 
 import functools
-import importlib
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh, PartitionSpec
 
-from cure_jax import models
+from cure_jax import configs, data, models
 from cure_jax.training.config import Config, build_recipe
 from cure_jax.training.loop import initial_state
 from cure_jax.training.step import train_step
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     print("| config | parameters | summed in a step | chips | images a chip | compute | bytes | waits | efficiency |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for path in _CONFIGS.value or []:
-        step = cost(_config(path))
+        step = cost(configs.load(path))
         for chips in map(int, _CHIPS.value or []):
             computing, sending, waiting = seconds(step, V5E, chips, _BATCH.value)
             least, most = (computing / (computing + sending + wait) for wait in (waiting, waiting / step.reductions))
@@ -148,16 +147,8 @@ def seconds(step: Step, chip: Chip, chips: int, batch_size: int) -> tuple[float,
     return computing, sending, waiting
 
 
-def _config(path: str) -> Config:
-    name, _, method = path.partition(":")
-    module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-    return module.get_config(*([method] if method else []))
-
-
 def _inputs(config: Config) -> tuple[tuple[int, ...], int]:
-    known = {"digits": ((8, 8, 1), 10), "mnist": ((28, 28, 1), 10), "cifar10": ((32, 32, 3), 10)}
-    known["tiny_imagenet"] = ((64, 64, 3), 200)
-    shape, classes = known[config.dataset]
+    shape, classes = data.describe(config.dataset)
     crop = config.augmentation.crop
     return ((crop, crop, *shape[2:]) if crop else shape), classes
 

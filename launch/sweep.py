@@ -149,11 +149,13 @@ def _run(run: Run) -> None:
         run.workdir.mkdir(parents=True, exist_ok=True)
     common = [*run.arguments, f"--workdir={run.workdir}"]
     before, start = provenance.last_checkpoint(run.workdir), time.monotonic()
+    spent = provenance.training_seconds(run.workdir)
     try:
         output = _call(run, "train.py", common)
     finally:
-        if provenance.last_checkpoint(run.workdir) != before:
-            # A process that found nothing to do took its time too, but not for the training.
+        trained = provenance.last_checkpoint(run.workdir) != before
+        if trained and provenance.training_seconds(run.workdir) == spent:
+            # It was killed, and could not write it down itself.
             provenance.add_training_seconds(run.workdir, time.monotonic() - start)
     if "trained to step" not in output:
         # Stopped in good order but before its end, as on a machine that is taken away: nothing to certify yet.

@@ -8,14 +8,16 @@ or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As seve
 """
 
 import sys
+import time
+from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from cure_jax import training
-from launch.parts import common, processes
+from cure_jax.training.workdir import as_path
+from launch.parts import common, processes, provenance, settings
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
+_CONFIG = settings.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",
@@ -26,7 +28,7 @@ _PREEMPTED_STATUS = flags.DEFINE_integer(
 
 def main() -> None:
     """Trains, or resumes."""
-    is_first = processes.join()
+    is_first, start = processes.join(), time.monotonic()
     config, workdir = _CONFIG.value, _WORKDIR.value
     train = common.load_split(config, "train")
     validation = common.load_split(config, "validation")
@@ -36,14 +38,23 @@ def main() -> None:
         fitted = training.fit(model, arrays, config, workdir, validation=(validation.images, validation.labels))
     except training.Preempted as notice:
         print(notice)
+        _add_seconds(is_first, start)
         sys.exit(_PREEMPTED_STATUS.value)
     if not is_first:
         return
+    if fitted.history:
+        _add_seconds(is_first, start)
     last = fitted.history[-1] if fitted.history else {}
     shown = ", ".join(
         f"{name} {last[name]:.4f}" for name in ("loss", "accuracy", "validation_accuracy") if name in last
     )
     print(f"{workdir}: trained to step {int(fitted.state.step)}" + (f" ({shown})" if shown else ", already complete"))
+
+
+def _add_seconds(is_first: bool, start: float) -> None:
+    """Writes down how long it took, where files lie in a file system."""
+    if is_first and isinstance(workdir := as_path(str(_WORKDIR.value)), Path):
+        provenance.add_training_seconds(workdir, time.monotonic() - start)
 
 
 if __name__ == "__main__":

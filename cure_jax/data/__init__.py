@@ -5,7 +5,7 @@ both, and arrays of the user's own, into float32 in [0, 1].
 """
 
 from cure_jax.data.batches import batch_indices
-from cure_jax.data.registry import Dataset, load, names, normalization
+from cure_jax.data.registry import Dataset, describe, load, names, normalization
 from cure_jax.validation import validate
 
-__all__ = ["Dataset", "batch_indices", "load", "names", "normalization", "validate"]
+__all__ = ["Dataset", "batch_indices", "describe", "load", "names", "normalization", "validate"]

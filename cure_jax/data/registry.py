@@ -48,12 +48,29 @@ def load(name: str, split: str, data_dir: str | None = None) -> Dataset:
     """
     if name.startswith(TFDS_PREFIX):
         return _load_tfds(name.removeprefix(TFDS_PREFIX), split, data_dir)
-    if name not in _LOADERS:
-        raise ValueError(
-            f"Unknown data set {name!r}; expected one of {list(names())} or 'tfds:NAME' for another set of TensorFlow "
-            "Datasets. Correct the name, or pass arrays of your own."
-        )
+    _check_name(name)
     return _LOADERS[name](split, data_dir)
+
+
+def describe(name: str, data_dir: str | None = None) -> tuple[tuple[int, ...], int]:
+    """The shape of an image and the number of classes; of a set by name without reading it.
+
+    Args:
+      name: As for `load`.
+      data_dir: As for `load`; looked into for "tfds:NAME" only.
+
+    Raises:
+      ValueError: The name is unknown.
+      FileNotFoundError: The set "tfds:NAME" is not prepared in data_dir.
+
+    Examples:
+      >>> describe("cifar10")
+      ((32, 32, 3), 10)
+    """
+    if name.startswith(TFDS_PREFIX):
+        return tfds.describe(name.removeprefix(TFDS_PREFIX), data_dir=data_dir)
+    _check_name(name)
+    return _SHAPES[name]
 
 
 def names() -> tuple[str, ...]:
@@ -73,6 +90,14 @@ def normalization(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return _NORMALIZATION.get(tfds.without_version(name.removeprefix(TFDS_PREFIX)), ((0.0,), (1.0,)))
 
 
+def _check_name(name: str) -> None:
+    if name not in _LOADERS:
+        raise ValueError(
+            f"Unknown data set {name!r}; expected one of {list(names())} or 'tfds:NAME' for another set of TensorFlow "
+            "Datasets. Correct the name, or pass arrays of your own."
+        )
+
+
 def _load_digits(split: str, data_dir: str | None) -> Dataset:
     del data_dir
     return Dataset(*digits.load(split), digits.NUM_CLASSES)
@@ -85,6 +110,13 @@ def _load_tfds(name: str, split: str, data_dir: str | None) -> Dataset:
 _LOADERS: dict[str, Callable[[str, str | None], Dataset]] = {
     "digits": _load_digits,
     **{name: functools.partial(_load_tfds, name) for name in ("mnist", "cifar10", "tiny_imagenet")},
+}
+
+_SHAPES = {
+    "digits": ((8, 8, 1), digits.NUM_CLASSES),
+    "mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10),
+    "tiny_imagenet": ((64, 64, 3), 200),
 }
 
 _NORMALIZATION = {

@@ -41,14 +41,32 @@ def load(
     if split not in SPLITS:
         raise ValueError(f"{name} has no split {split!r}; expected one of {list(SPLITS)}. Choose one of these.")
     builder = _prepared_builder(import_tfds(), name, data_dir)
+    shape, num_classes = _described(builder, name)
+    source = builder.as_data_source(split=_slice(builder.info.splits, name, split))
+    return *_read(source, shape), num_classes
+
+
+def describe(name: str, *, data_dir: str | None = None) -> tuple[tuple[int, ...], int]:
+    """The shape of an image and the number of classes.
+
+    Args:
+      name: As for `load`.
+      data_dir: As for `load`.
+
+    Raises:
+      ModuleNotFoundError, FileNotFoundError, ValueError: As `load`.
+    """
+    return _described(_prepared_builder(import_tfds(), name, data_dir), name)
+
+
+def _described(builder: Any, name: str) -> tuple[tuple[int, ...], int]:
     features = builder.info.features
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(
             f"The TFDS set {name!r} has the features {dict(features)}; expected an 'image' of fixed size and a "
             "'label'. Resize such images yourself and pass the arrays instead of a name."
         )
-    source = builder.as_data_source(split=_slice(builder.info.splits, name, split))
-    return *_read(source, features["image"].shape), features["label"].num_classes
+    return features["image"].shape, features["label"].num_classes
 
 
 def import_tfds() -> ModuleType:

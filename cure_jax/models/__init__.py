@@ -5,10 +5,28 @@ first layer, so that radii stay in pixel units, and returns logits [batch, num_c
 fields `momentum` and `axis_name`, and the collection "batch_stats". Any other flax module serves as well.
 """
 
+from cure_jax.models.archive import pretrained, pretrained_examples, pretrained_index, pretrained_names
 from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
 from cure_jax.models.convnet import ConvNet
+from cure_jax.models.fitted import Fitted, classifier
 from cure_jax.models.mlp import MLP
 from cure_jax.models.registry import create, names
 from cure_jax.models.resnet import ResNet
 
-__all__ = ["CNN5", "CNN7", "MLP", "CNN7_narrow", "CNN7_wide", "ConvNet", "ResNet", "create", "names"]
+__all__ = [
+    "CNN5",
+    "CNN7",
+    "MLP",
+    "CNN7_narrow",
+    "CNN7_wide",
+    "ConvNet",
+    "Fitted",
+    "ResNet",
+    "classifier",
+    "create",
+    "names",
+    "pretrained",
+    "pretrained_examples",
+    "pretrained_index",
+    "pretrained_names",
+]

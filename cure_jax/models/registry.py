@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -54,7 +54,7 @@ def create(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     unknown = [field for field in kwargs if field not in fields]
     if unknown:
         raise TypeError(f"Network {name!r} got the fields {unknown}; expected some of {fields}. Correct or drop them.")
-    return _MODELS[name](num_classes=num_classes, **{field: _hashable(value) for field, value in kwargs.items()})
+    return _MODELS[name](num_classes=num_classes, **with_tuples(kwargs))
 
 
 def names() -> tuple[str, ...]:
@@ -65,6 +65,8 @@ def names() -> tuple[str, ...]:
 _RESERVED = ("num_classes", "parent", "name")
 
 
-def _hashable(value: Any) -> Any:
-    # Configurations read from JSON have lists, but a module must be hashable to be a static argument of jax.jit.
-    return tuple(_hashable(item) for item in value) if isinstance(value, list | tuple) else value
+def with_tuples(value: Any) -> Any:
+    """What was read from JSON, with tuples for lists: a module must be hashable to be a static argument of jax.jit."""
+    if isinstance(value, Mapping):
+        return {name: with_tuples(item) for name, item in value.items()}
+    return tuple(with_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
-from cure_jax import numerics
+from cure_jax import numerics, pytrees
 from cure_jax.regions import searches
 from cure_jax.regions.ball import LpBall
 from cure_jax.regions.region import Interval
@@ -28,7 +28,7 @@ from cure_jax.regions.region import Interval
 __all__ = ["CutHull"]
 
 
-@jax.tree_util.register_dataclass
+@pytrees.register
 @dataclasses.dataclass(frozen=True)
 class CutHull:
     """The points of a box in the convex hull of a whole l_1 and a whole l_inf ball around one center.

@@ -77,6 +77,10 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
         full = level >= threshold
         return numerics.total(jnp.where(full, volume, 0)), numerics.total(jnp.where(full, 0, power(level, q)))
 
+    def underfull(mu: Array) -> Array:
+        filled, rising = contents(mu)
+        return filled + rising < 1
+
     def newton(_: Array, mu: Array) -> Array:
         filled, rising = contents(mu)
         growth = jnp.clip((1 - filled) / jnp.maximum(rising, tiny), 1, huge)
@@ -85,7 +89,7 @@ def water_filling(size: Array, cap: Array, p: float) -> Array:
     def bracketed(least: Array) -> Array:
         most = jnp.max(jnp.where(constant > 0, threshold / positive(constant), 0))
         width = jnp.log(jnp.clip(most / least, 1, huge))
-        return least * jnp.exp(bisect(lambda step: sum(contents(least * jnp.exp(step))) < 1, width)[0])
+        return least * jnp.exp(bisect(lambda step: underfull(least * jnp.exp(step)), width)[0])
 
     mu = 1 / jnp.maximum(numerics.norm(constant, q), 1)
     mu = mu if p == 2 else bracketed(mu)

@@ -12,6 +12,7 @@ and orbax works in each process alone: where it waits for others, an error in on
 all of them waiting.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ _LOGGER = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _VARIABLES = ("params.", "batch_stats.")
 
-__all__ = ["Checkpoints", "load", "load_variables"]
+__all__ = ["Checkpoints", "load", "load_metadata", "load_variables"]
 
 
 class Checkpoints:
@@ -261,8 +262,30 @@ def load(
     Raises:
       CheckpointError: If there is no checkpoint, it is damaged, or it does not fit `abstract_state`.
     """
-    logging.getLogger("absl").addFilter(_drop_orbax_chatter)
     directory = as_path(directory)
+    with _usable(directory, step) as newest:
+        state, metadata = read(directory / str(newest), abstract_state)
+    return newest, state, metadata
+
+
+def load_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+    """Load what was saved beside the newest state, without writing anything.
+
+    Args:
+      directory: The directory of the checkpoints.
+
+    Raises:
+      CheckpointError: If there is no checkpoint, or it is damaged.
+    """
+    directory = as_path(directory)
+    with _usable(directory, None) as newest:
+        return agreed(lambda: read_record(directory / str(newest)))["metadata"]
+
+
+@contextlib.contextmanager
+def _usable(directory: AnyPath, step: int | None) -> Iterator[int]:
+    """The step to load; whoever evaluates a network should know if it is none, or damaged."""
+    logging.getLogger("absl").addFilter(_drop_orbax_chatter)
     newest = next(iter(agreed(lambda: candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
@@ -270,14 +293,13 @@ def load(
             "correct the path."
         )
     try:
-        state, metadata = read(directory / str(newest), abstract_state)
+        yield newest
     except DamagedError as error:
         others = [other for other in sorted(saved_steps(directory)) if other != newest]
         raise CheckpointError(
             f"Checkpoint {newest} in {directory} is damaged: {error}; an undamaged one was expected. Resume the "
             f"training, which moves it aside, or choose another step (there are: {others})."
         ) from error
-    return newest, state, metadata
 
 
 def load_variables(path: str | os.PathLike, abstract_variables: PyTree) -> PyTree:

@@ -18,6 +18,7 @@ import ml_collections
 import optax
 from jax.tree_util import Partial
 
+from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, schedules
 from cure_jax.training.augmentation import augmentation
@@ -25,7 +26,16 @@ from cure_jax.training.gradient_projection import EpochProjectionState, epoch_pr
 from cure_jax.training.parallel import MODES
 from cure_jax.training.step import Alignment, Recipe
 
-__all__ = ["PIXELS", "Config", "build_recipe", "check", "default_config", "make_regions", "norm_exponent"]
+__all__ = [
+    "PIXELS",
+    "Config",
+    "build_recipe",
+    "check",
+    "default_config",
+    "from_fields",
+    "make_regions",
+    "norm_exponent",
+]
 
 # An `ml_collections.ConfigDict`, whose fields have no static types.
 Config: TypeAlias = Any
@@ -121,6 +131,19 @@ def default_config() -> Config:
             "profile_steps": (),
         }
     )
+
+
+def from_fields(fields: Mapping[str, Any]) -> Config:
+    """A config from its fields as JSON has them: tuples are lists there, and fields of later versions are missing.
+
+    Examples:
+      >>> from_fields({"milestones": [3, 5], "radii": {"l1": 1.0}}).milestones
+      (3, 5)
+    """
+    known = default_config().to_dict()
+    # What has fields of its own, always the same ones, is filled up; radii, losses and the like are taken as they are.
+    groups = {name: known[name] | dict(fields.get(name, {})) for name in ("alignment", "augmentation", "projection")}
+    return ml_collections.ConfigDict(with_tuples(known | dict(fields) | groups))
 
 
 def norm_exponent(name: str) -> float:
@@ -247,6 +270,12 @@ def _check_loss(config: Config, name: str, loss: Config) -> None:
 
 
 def _check_fields(config: Config, known: Config, prefix: str, free: tuple[str, ...]) -> None:
+    missing = [prefix + name for name in known if name not in config]
+    if missing:
+        raise ValueError(
+            f"The config has no {', '.join(missing)}; expected every field of training.default_config(). Start from "
+            "it and override, or load a trained network with its config: training.load(workdir)."
+        )
     for name, value in config.items():
         path = prefix + name
         if name not in known:

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cure_jax import distributed
+from cure_jax import distributed, models
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
+from cure_jax.models import Fitted
 from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
@@ -48,32 +49,6 @@ class TrainingDiverged(FloatingPointError):
     """The loss became NaN or infinite."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """A trained network.
-
-    Attributes:
-      model: the flax module.
-      state: the last state of training.
-      history: metrics, one record for each compiled run of steps of THIS call: means over its steps; `radius_scale`
-        and `validation_accuracy` are those at its end.
-    """
-
-    model: nn.Module
-    state: TrainState
-    history: list[dict[str, float | int]]
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """Parameters and running averages, what `model.apply` takes."""
-        return self.state.variables
-
-    @property
-    def classifier(self) -> jax.tree_util.Partial:
-        """The network as a function of one example, for bounds, attacks and `certify`."""
-        return classifier(self.model, self.variables)
-
-
 def fit(
     model: nn.Module,
     data: Arrays,
@@ -92,7 +67,8 @@ def fit(
         argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices. Its collections
         are `params` and `batch_stats`.
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
-      config: from `default_config()`, with fields overridden; `dataset`, `data_dir` and `model` are not looked at.
+      config: from `default_config()`, with fields overridden; `dataset` and `data_dir` are not looked at, `model` only
+        to write down whether `load` can make the network of it.
       workdir: for checkpoints, metrics (JSON lines and TensorBoard) and the config; a run that was interrupted
         resumes there, on any number of devices and processes, and ends with the same numbers, on another number of
         devices up to rounding. One training at a time has it. Nothing is written if None.
@@ -142,7 +118,7 @@ def fit(
         )
     recipe = build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
-        workdirs.check_config(workdir, _identity(config))
+        workdirs.check_config(workdir, config.to_dict(), _identity)
     state, start = _first_state(config, recipe, center_crop(images[:1], crop), workdir)
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir, start)
     distributed.check_same(
@@ -178,14 +154,14 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     """
     check(config)
     workdirs.read_config(workdir)
-    workdirs.check_config(workdir, _identity(config))
+    workdirs.check_config(workdir, config.to_dict(), _identity)
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example, start=False))
     step, state, metadata = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     if step < (total := metadata.get("total_steps", step)):
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
-    return Fitted(model, state, [])
+    return Fitted(model, config.copy_and_resolve_references(), state.variables, np.shape(example)[1:], state)
 
 
 def _first_state(
@@ -247,12 +223,11 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     return images if images.dtype == np.uint8 else checked, labels
 
 
-def _identity(config: Config) -> dict[str, Any]:
+def _identity(config: Mapping[str, Any] | Config) -> dict[str, Any]:
     """What determines the result of a run."""
-    fields = config.to_dict().items()
     return {
         name: value
-        for name, value in fields
+        for name, value in config.items()
         if name not in _INCIDENTAL and not (name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name])
     }
 
@@ -283,6 +258,15 @@ class _Trainer:
         parts = {"data_sha256": self.data} | ({} if self.start is None else {"start_sha256": self.start})
         return {name: distributed.digest(part).hex() for name, part in parts.items()}
 
+    @functools.cached_property
+    def interface(self) -> dict[str, Any]:
+        """What the network takes and gives, and whether `models.create` makes it of the config: for `finished.load`."""
+        model, shape = self.recipe.model, center_crop(self.data[0][:1], self.config.augmentation.crop).shape
+        images = jax.ShapeDtypeStruct(shape, np.float32)
+        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+        by_name = _is_made_of(self.config, model, logits.shape[1])
+        return {"example_shape": list(shape[1:]), "num_classes": logits.shape[1], "model_by_name": by_name}
+
     def run(self, state: TrainState, files: _Files | None) -> Fitted:
         compiled = self._compiled()
         # On the device once and for all, or the part of each process run by run.
@@ -307,7 +291,7 @@ class _Trainer:
                     files.lock.check()
                 if self.workdir is not None and not history:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
-                    workdirs.write_config(self.workdir, _identity(self.config))
+                    workdirs.write_config(self.workdir, self.config.to_dict())
                 history.append({"step": step, **record})
                 due = due or step == self.total
                 if due and self.validation is not None:
@@ -319,7 +303,10 @@ class _Trainer:
                     files.checkpoints.close()
                     if step < self.total:
                         raise Preempted(step)
-        return Fitted(self.recipe.model, jax.device_get(distributed.local(state)), history)
+        state = jax.device_get(distributed.local(state))
+        shape = tuple(self.interface["example_shape"])
+        config = self.config.copy_and_resolve_references()
+        return Fitted(self.recipe.model, config, state.variables, shape, state, history)
 
     def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
         span = tuple(self.config.profile_steps)
@@ -346,6 +333,7 @@ class _Trainer:
             metadata = {
                 "validation_accuracy": record.get("validation_accuracy"),
                 "total_steps": self.total,
+                **self.interface,
                 **self.origin,
             }
             files.checkpoints.save(step, state, metadata)
@@ -359,6 +347,14 @@ class _Trainer:
 def _predictions(f: jax.tree_util.Partial, images: jax.Array) -> jax.Array:
     """Classes, computed in batches: a whole split at once needs gigabytes."""
     return jax.lax.map(lambda image: jnp.argmax(f(as_pixels(image))), images, batch_size=_VALIDATION_BATCH)
+
+
+def _is_made_of(config: Config, model: nn.Module, num_classes: int) -> bool:
+    """Whether `models.create` makes this very module of the config, which need not name it."""
+    try:
+        return models.create(config.model.name, num_classes, **config.model.options.to_dict()) == model
+    except (ValueError, TypeError):
+        return False
 
 
 def _summary(metrics: dict[str, jax.Array], first_step: int) -> dict[str, float]:

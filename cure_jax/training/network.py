@@ -1,4 +1,4 @@
-"""Between flax modules, which see batches, and bounds, which see one example.
+"""A network in training: `models.classifier` is what bounds see of it, with the statistics of BatchNorm held.
 
 A bound must never see batch statistics that depend on its own example, so those of the CLEAN batch are computed first
 and then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the
@@ -9,7 +9,6 @@ Only `nn.BatchNorm` makes statistics of a batch, each with a momentum of its own
 flax makes of it. What another module makes of the images there is refused.
 """
 
-import dataclasses
 import inspect
 import itertools
 import logging
@@ -21,10 +20,9 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from cure_jax.equality import ByValue
+from cure_jax.models.fitted import Variables, apply_batch, classifier, initial_variables, mode
 from cure_jax.training.leaves import describe
 
 __all__ = [
@@ -38,44 +36,8 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-Variables = Mapping[str, Any]
 # The place of a module, or of a variable, in a collection.
 Path = tuple[str, ...]
-
-
-def classifier(model: nn.Module, variables: Variables) -> Partial:
-    """The network as a function of ONE example, in inference mode: what bounds, attacks and `certify` take.
-
-    Args:
-      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`.
-      variables: its parameters and running averages.
-
-    Returns:
-      `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in. What is
-      compiled is found again for equal modules, by the values of their array fields too.
-    """
-    return Partial(ByValue(_Classifier(model)), variables)
-
-
-def apply_batch(
-    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]
-) -> Float[Array, "batch classes"]:
-    """Logits of a batch in inference mode, for modules with and without a `train` argument."""
-    return jnp.asarray(model.apply(variables, images, **_mode(model, train=False)))
-
-
-def initial_variables(model: nn.Module, streams: Any, images: jax.Array) -> dict[str, Any]:
-    """Parameters and, with such a collection, `batch_stats`; other collections are left out."""
-    variables = model.init(streams, images, **_mode(model, train=False))
-    return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Classifier:
-    model: nn.Module
-
-    def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
-        return apply_batch(self.model, variables, x[None])[0]
 
 
 class Statistics(NamedTuple):
@@ -263,7 +225,7 @@ def _train_pass(
 ) -> dict[Path, Any]:
     """What flax makes of `batch_stats` in a training pass, by path."""
     variables = {**variables, "batch_stats": unflatten_dict(start)}
-    _, updated = model.apply(variables, images, **_mode(model, train=True), mutable=["batch_stats", *mutable])
+    _, updated = model.apply(variables, images, **mode(model, train=True), mutable=["batch_stats", *mutable])
     return _flat(updated["batch_stats"])
 
 
@@ -298,7 +260,3 @@ def _flat(tree: Mapping[str, Any]) -> dict[Path, Any]:
 
 def _name(path: Path) -> str:
     return ".".join(path)
-
-
-def _mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}

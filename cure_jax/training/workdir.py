@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -65,19 +65,24 @@ def write_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
             write_atomically(path, text)
 
 
-def check_config(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+def check_config(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    select: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+) -> None:
     """Check that a work directory is new or was made with this very config. Touches nothing.
 
     Args:
       workdir: The work directory; it need not exist.
       config: The config of the run that is to use it.
+      select: The fields of a config that count.
 
     Raises:
       WorkdirError: If it was made with another config; the message names every field that differs.
     """
     if not _config_path(workdir).exists():
         return
-    old, new = _flat(read_config(workdir)), _flat(json.loads(json.dumps(config)))
+    old, new = (_flat(select(fields)) for fields in (read_config(workdir), json.loads(json.dumps(config))))
     absent = object()
     differences = [
         f"{field} was {_shown(old, field)}, now {_shown(new, field)}"

@@ -83,10 +83,8 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, without the traceback that config_flags puts into its own messages."""
+    """What went wrong."""
     message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if "Traceback (most recent call last)" in message:
-        message = message.strip().splitlines()[-1]
     return " ".join(message.replace("\\n", " ").split()).rstrip(".")
 
 

@@ -1,6 +1,6 @@
 """The entries of a sweep: a config, its method, and overrides of its own for an ablation, in one word each.
 
-configs/digits.py:scratch+projection.beta=0+alignment.weight=0+name=scratch without both
+digits:scratch+projection.beta=0+alignment.weight=0+name=scratch without both
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from typing import Any
 
 from absl import flags
 from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
 
 from launch.parts import common, provenance
+from launch.parts.settings import define_config
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
@@ -30,7 +30,7 @@ class Entry:
     Attributes:
       name: Of the row.
       directory: Of its work directories, below the root.
-      config: What --config= gets: a path, and a method after a colon.
+      config: What --config= gets: a setting or a path, and a method after a colon.
       overrides: Its own `--config.FIELD=VALUE`.
     """
 
@@ -54,7 +54,7 @@ def parse(words: Iterable[str]) -> list[Entry]:
     """
     entries = [_entry(word) for text in words for word in _split(text)]
     if not entries:
-        raise ValueError("Got no configs; expected at least one, e.g. --configs=configs/digits.py:scratch.")
+        raise ValueError("Got no configs; expected at least one, e.g. --configs=digits:scratch.")
     for entry in entries:
         same = [other for other in entries if other.directory == entry.directory]
         if len(same) > 1:
@@ -79,13 +79,13 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
       ValueError: A field, a method or a file is unknown, or a value does not fit.
     """
     values, arguments = flags.FlagValues(), ["sweep", *arguments_of(entry, overrides)]
-    config_flags.DEFINE_config_file("config", None, "A config.", flag_values=values, sys_argv=arguments)
+    define_config(flag_values=values, sys_argv=arguments)
     try:
         rest, fields = values(arguments), values.config.to_dict()
     except (KeyError, AttributeError, ValueError, TypeError, OSError, flags.Error) as error:
         raise ValueError(
-            f"{entry.name}: {common.in_one_line(error)}. Expected a config file, one of its methods, and fields of "
-            "training.default_config()."
+            f"{entry.name}: {common.in_one_line(error)}. Expected a setting or a file, one of its methods, and fields "
+            "of training.default_config()."
         ) from error
     if len(rest) > 1:
         raise ValueError(f"Got the argument {rest[1]!r} after --; expected --config.FIELD=VALUE. Correct it.")

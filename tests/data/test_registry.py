@@ -33,6 +33,13 @@ def test_digits_need_no_optional_package(monkeypatch):
     assert len(data.load("digits", "test").labels) == 300
 
 
+def test_a_data_set_is_described_as_it_is():
+    assert data.describe("digits") == (data.load("digits", "test").images.shape[1:], 10)
+    assert {len(data.describe(name)[0]) for name in data.names()} == {3}
+    with pytest.raises(ValueError, match="Unknown data set 'mnits'"):
+        data.describe("mnits")
+
+
 @pytest.mark.parametrize(
     ("name", "channels"), [("digits", 1), ("mnist", 1), ("cifar10", 3), ("tfds:cifar10", 3), ("tfds:cifar10:3.0.2", 3)]
 )

@@ -56,6 +56,15 @@ def tfds(monkeypatch):
     return module
 
 
+def test_a_set_is_described_without_reading_it(tfds):
+    tfds.builders["three"] = _Builder({}, shape=(2, 3, 1))
+    assert data.describe("tfds:three", "/folder") == ((2, 3, 1), 7)
+    assert tfds.data_dir == "/folder"
+    tfds.builders["three"] = _Builder({}, shape=(None, 3, 1))
+    with pytest.raises(ValueError, match="'image' of fixed size"):
+        data.describe("tfds:three")
+
+
 @pytest.mark.parametrize(
     ("split", "numbers"), [("train", range(9000)), ("validation", range(9000, 10000)), ("test", range(500))]
 )

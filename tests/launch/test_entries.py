@@ -7,8 +7,6 @@ import pytest
 
 from launch.parts import entries
 
-# ml_collections loads configs with it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\):DeprecationWarning")
 DIGITS = "configs/digits.py"
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from configs import digits
+from cure_jax.configs import digits
 from launch import scaling
 
 

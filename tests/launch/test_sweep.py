@@ -26,6 +26,8 @@ TRAIN = (
     STAND_IN
     + """
 (workdir / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
+if "SECONDS" in os.environ:
+    (workdir / "seconds.json").write_text(json.dumps({"training": float(os.environ["SECONDS"])}))
 print("preempted" if workdir.parent.name in os.environ.get("STOP", "") else "trained to step 40")
 """
 )
@@ -156,6 +158,12 @@ def test_another_certification_trains_nothing_again(sweep, tmp_path):
     assert _calls(workdir / "log.txt") == ["train.py", "certify.py"] * 2
     # A process that finds the training complete does not add to its seconds.
     assert 0 < seconds[0] == seconds[1] == seconds[2]
+
+
+def test_the_seconds_that_a_training_wrote_down_itself_are_not_added_again(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECONDS", "5.0")
+    assert sweep("--configs=digits:max", "--num_examples=2").returncode == 0
+    assert json.loads((tmp_path / "runs" / "max" / "seconds.json").read_text()) == {"training": 5.0}
 
 
 def test_a_mistake_is_found_before_anything_runs(sweep, tmp_path):

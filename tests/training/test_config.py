@@ -1,6 +1,5 @@
 """Configs: every mistake is named before anything runs, and every experiment of configs/ takes a step."""
 
-import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from configs.methods import METHODS
-from cure_jax import models
+from cure_jax import configs, models
+from cure_jax.configs.methods import METHODS
 from cure_jax.training import fit
 from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
 from cure_jax.training.loop import initial_state
@@ -208,22 +207,22 @@ _SETTINGS = (
 
 
 def _setting(name: str, method: str) -> ml_collections.ConfigDict:
-    return importlib.import_module(f"configs.{name}").get_config(method)
+    return configs.load(f"{name}:{method}")
 
 
 @pytest.mark.parametrize("name", ["digits", *_SETTINGS])
 def test_every_setting_has_every_method(name: str) -> None:
-    configs = {method: _setting(name, method) for method in METHODS}
-    for method, config in configs.items():
+    methods = {method: _setting(name, method) for method in METHODS}
+    for method, config in methods.items():
         check(config)
         assert (config.setting, config.name) == (name, method)
         assert set(config.losses) == ({method} if method in ("linf", "l2") else {"linf", "l2"})
         assert bool(config.alignment.weight) == bool(config.projection.beta) == (method in _PROJECTED)
-    paper, scratch, finetune = (configs[method] for method in ("paper", "scratch", "finetune"))
+    paper, scratch, finetune = (methods[method] for method in ("paper", "scratch", "finetune"))
     assert (paper.projection.every, scratch.projection.every) == ("epoch", "step")
     defaults = {"fraction": 1.0, "inside": False, "shrinking": 0.0}
     assert paper.losses.l2.to_dict() == {"kind": "small_box", "ratio": 1e-5, **defaults}
-    assert paper.losses.linf.to_dict() == configs["linf"].losses.linf.to_dict()
+    assert paper.losses.linf.to_dict() == methods["linf"].losses.linf.to_dict()
     assert finetune.start_from == f"runs/{name}/linf"
     assert finetune.ramp_end < finetune.epochs <= scratch.epochs / 3
 

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import digits, pod
+from cure_jax.configs import digits, pod
 from cure_jax.training.config import build_recipe, check
 from cure_jax.training.loop import _identity
 from tests.training import tiny

@@ -1,1 +1,0 @@
-"""Experiments, one file each: `get_config(method)`."""
