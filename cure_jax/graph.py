@@ -75,6 +75,7 @@ class Node:
 
 
 Operand = Node | jax.Array
+ComputeConstant = Callable[[str, Callable[..., Any], Sequence[Any], str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,7 @@ def trace(
     example: jax.Array | jax.ShapeDtypeStruct,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
+    constants: ComputeConstant | None = None,
 ) -> Graph:
     """Traces a function of one array into a `Graph`.
 
@@ -152,6 +154,8 @@ def trace(
       f: function of ONE example `[*x]` returning one array; it may close over traced values (parameters).
       example: anything with the shape and dtype of the input; its values are not used.
       precision: given to every matrix product and convolution of the graph.
+      constants: computes what does not depend on the input, instead of the primitive: `(name, primitive, operands,
+        source line) -> result`.
 
     Returns:
       The graph, pruned to the equations its output needs.
@@ -174,10 +178,15 @@ def trace(
             f"A function to be bounded must return one array; got {len(inner.outvars)} outputs. "
             "Return the logits alone, without auxiliary values."
         )
-    tracer = _Flattener(_canonical(precision))
+    tracer = _Flattener(_canonical(precision), constants or _as_it_is)
     source = Node(0, tuple(example.shape), jnp.dtype(example.dtype))
     (output,) = tracer.run(closed, [source], outer_source=None)
     return Graph(source, output, _needed(tracer.equations, output))
+
+
+def _as_it_is(name: str, bind: Callable[..., Any], operands: Sequence[Any], source: str) -> Any:
+    del name, source
+    return bind(*operands)
 
 
 def _canonical(precision: jax.lax.PrecisionLike) -> Any:
@@ -191,8 +200,9 @@ def _canonical(precision: jax.lax.PrecisionLike) -> Any:
 class _Flattener:
     """Runs a jaxpr, computing what is constant and recording what is not."""
 
-    def __init__(self, precision: Any):
+    def __init__(self, precision: Any, constants: ComputeConstant):
         self.precision = precision
+        self.constants = constants
         self.equations: list[Equation] = []
 
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
@@ -232,7 +242,7 @@ class _Flattener:
             raise _unsupported(name, source, "it has side effects")
         bind = self._binder(equation)
         if not any(isinstance(operand, Node) for operand in operands):
-            result = bind(*operands)
+            result = self.constants(name, bind, operands, source)
             return result if equation.primitive.multiple_results else [result]
         if name == "split":
             return self._split(equation, operands[0], source)

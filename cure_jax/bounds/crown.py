@@ -14,6 +14,7 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds import linear, outward
 from cure_jax.bounds.ibp import propagate, steps_of
+from cure_jax.bounds.reproducible import traced
 from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.bounds.vertices import ActivatedBall
 from cure_jax.regions import Interval, Region
@@ -67,7 +68,7 @@ def crown(
     check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> Interval:
-        graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
+        graph = traced(f, region, precision, arithmetic)
         inside = relaxed(graph, region, intermediate, arithmetic)
         return linear.concretized_output(graph, region, inside.relaxations, inside.intervals, inside.intercepts)
 
@@ -115,7 +116,7 @@ def intermediate_bounds(
     check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> tuple[Interval, ...]:
-        graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
+        graph = traced(f, region, precision, arithmetic)
         return relaxed(graph, region, method, arithmetic).operands
 
     return bounds

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds import linear, outward, outward_region
+from cure_jax.bounds.reproducible import traced
 from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
@@ -69,7 +70,7 @@ def ibp(
     check_arithmetic(arithmetic, precision)
 
     def bounds(region: Region) -> Interval:
-        graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
+        graph = traced(f, region, precision, arithmetic)
         steps, intercepts = steps_of(graph, region, arithmetic)
         return linear.concretized_output(graph, region, {}, propagate(graph, region, steps=steps), intercepts)
 

@@ -13,8 +13,9 @@ in an interval:
 So the fold needs one inner product with `Intercepts` for each equation. Coefficients of several consumers of a node are
 added in floating point; each addition errs by at most u times what the consumers contribute, which enters their gamma.
 
-What is certified: the network in real arithmetic, on the region as an exact set. Its constants are those that tracing
-gives; each may be off by four units in the last place (`rounding.SPARE` says why).
+What is certified: the network in real arithmetic, on the region as an exact set. Its constants are those that JAX
+computes operation by operation outside of `jax.jit`; each may be off by four units in the last place (`reproducible`
+says how, and what is refused).
 
 Source: Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., SIAM 2002, Sections 3.1 and 3.5.
 """

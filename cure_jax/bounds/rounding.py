@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 ARITHMETICS = ("float32", "outward")
 
 # Roundings allowed for beside those that are counted: eight for the few operations around a sum, and eight because
-# constants that are computed under `jax.jit` may differ by four units in the last place between any two uses.
+# constants that are computed under `jax.jit` may be off by four units in the last place (`reproducible`).
 SPARE = 16
 
 # Where longer sums would have errors that are no longer small, relative to the sum of magnitudes.

@@ -84,7 +84,8 @@ def certify(
       `verified` implies that every point of the region is classified as `label` by the network in real arithmetic,
       up to float32 rounding of the bounds themselves (computed at the highest precision of the backend); with
       arithmetic="outward" without that exception, for the region that the arrays hold (a radius of 0.7 is
-      0.699999988 in float32).
+      0.699999988 in float32), and for the network whose constants are computed operation by operation: weights that `f`
+      computes from others may come out differently where it is compiled, by far more than a rounding.
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
