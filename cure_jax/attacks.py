@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Integer, Key
 
 from cure_jax.regions import LpBall, Region
 from cure_jax.validation import as_class
@@ -31,7 +31,7 @@ class _Found(NamedTuple):
 def pgd(  # noqa: PLR0913 - four things to attack, and the options of every published attack
     f: Callable[[Float[Array, "*x"]], Float[Array, "classes"]],
     x: Float[Array, "*x"],
-    label: int | Int[Array, ""],
+    label: int | Integer[Array, ""],
     region: Region,
     *,
     key: Key[Array, ""],
@@ -105,7 +105,7 @@ class _Momentum(NamedTuple):
 def apgd(  # noqa: PLR0913 - the signature of pgd
     f: Callable[[Float[Array, "*x"]], Float[Array, "classes"]],
     x: Float[Array, "*x"],
-    label: int | Int[Array, ""],
+    label: int | Integer[Array, ""],
     region: Region,
     *,
     key: Key[Array, ""],
@@ -212,7 +212,7 @@ def _checkpoint_windows(steps: int) -> np.ndarray:
 
 
 def _objective(
-    f: Callable[[Float[Array, "*x"]], Float[Array, "classes"]], label: int | Int[Array, ""], loss: Loss
+    f: Callable[[Float[Array, "*x"]], Float[Array, "classes"]], label: int | Integer[Array, ""], loss: Loss
 ) -> Callable[[Array], Array]:
     """Return x -> the loss to be raised."""
     if loss not in ("cross_entropy", "margin", "dlr"):

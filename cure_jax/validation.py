@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int32, Integer
 from numpy.typing import ArrayLike, DTypeLike
 
 __all__ = ["as_class", "validate"]
 
 
-def as_class(label: Int[ArrayLike | Array, "..."] | int) -> Int32[Array, "..."]:
+def as_class(label: Integer[ArrayLike | Array, "..."] | int) -> Int32[Array, "..."]:
     """Returns labels as int32, -1 in the place of what does not fit, which is no class.
 
     Comparing a label with numbers of classes in its own dtype will not do: 259 is 3 as uint8, and what has more bits

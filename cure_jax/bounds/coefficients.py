@@ -91,10 +91,12 @@ def dense(coefficients: Coefficients, shape: tuple[int, ...]) -> jax.Array:
 
 
 def inner(coefficients: Coefficients, values: jax.Array) -> jax.Array:
-    """The inner product with an array of the node's shape."""
+    """The inner product with an array of the node's shape, where 0 * infinity is 0: what a mask leaves out."""
     if isinstance(coefficients, Window):
-        return numerics.total(coefficients.value * coefficients.cut(values))
-    return numerics.total(coefficients * values)
+        coefficients, values = coefficients.value, coefficients.cut(values)
+    finite = jnp.isfinite(values)
+    infinite = lax.stop_gradient(jnp.where(coefficients == 0, 0, coefficients * values))
+    return numerics.total(jnp.where(finite, coefficients * jnp.where(finite, values, 0), infinite))
 
 
 def negative(coefficients: Coefficients) -> Coefficients:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds import linear, outward, outward_region
+from cure_jax.bounds.pieces import MOVES
 from cure_jax.bounds.reproducible import traced
 from cure_jax.bounds.rounding import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
@@ -211,6 +212,11 @@ class _Ball(NamedTuple):
         return Interval.around(self.center, self.radius)
 
 
+# Monotone in each operand, and falling in the one at this position: the image of a box has the images of its ends. An
+# infinite one, such as the constant of a mask, is lost in centers and radii.
+_BY_ENDS = {**dict.fromkeys((*MOVES, "add", "add_any"), None), "sub": 1, "neg": 0}
+
+
 def _input_ball(region: Region) -> _Ball | None:
     """A box gains nothing from being a ball: intervals are exact for it."""
     if not isinstance(region, LpBall) or region.p == math.inf:
@@ -221,6 +227,13 @@ def _input_ball(region: Region) -> _Ball | None:
 
 
 def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
+    if equation.name in _BY_ENDS:
+        falls = (position == _BY_ENDS[equation.name] for position in equation.positions)
+        ends = [(x.upper, x.lower) if fall else (x.lower, x.upper) for x, fall in zip(operands, falls, strict=True)]
+        lower, upper = (equation.evaluate(*end) for end in zip(*ends, strict=True))
+        # What overflows, and a mask of -inf, is beyond the largest number.
+        largest = jnp.finfo(lower.dtype).max
+        return Interval(jnp.minimum(lower, largest), jnp.maximum(upper, -largest)).without_overflow()
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
     return Interval.around(center, radius)

@@ -34,13 +34,23 @@ _EXACT += ("copy_p", "reduce_max", "reduce_min", "stop_gradient")
 _NEAR = {"div": 2, "sqrt": 1, "rsqrt": 2, "square": 1, "integer_pow": 2}
 _NEAR |= dict.fromkeys(("cbrt", "erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"), 2)
 # Of numbers that are near they make numbers that are as near, and one rounding more, or two.
-_KEEP_NEAR = {**dict.fromkeys(MOVES, 0), "abs": 0, "max": 0, "min": 0, "neg": 0, "mul": 1, "div": 2, "sqrt": 1, "rsqrt": 2}
+_KEEP_NEAR = {
+    **dict.fromkeys(MOVES, 0),
+    "abs": 0,
+    "max": 0,
+    "min": 0,
+    "neg": 0,
+    "mul": 1,
+    "div": 2,
+    "sqrt": 1,
+    "rsqrt": 2,
+}
 
 
 def traced(
     f: Callable[[jax.Array], jax.Array], region: Region, precision: jax.lax.PrecisionLike, arithmetic: str
 ) -> Graph:
-    """The graph of a function on a region; with outward rounding, its constants are those that every program computes."""
+    """The graph of a function on a region; with outward rounding, one whose constants every program computes alike."""
     constants = Reproducible() if arithmetic == "outward" else None
     return trace(f, region.bounding_box().lower, precision=precision, constants=constants)
 
@@ -90,6 +100,6 @@ def _is_float(x: Any) -> bool:
 
 def _refused(name: str, source: str) -> UnsupportedPrimitive:
     return UnsupportedPrimitive(
-        f"A constant of the network is computed by `{name}` under jax.jit, at {source}. Two programs may differ in it by "
-        "more than arithmetic='outward' allows for. Compute it before: give the result as a parameter."
+        f"A constant of the network is computed by `{name}` under jax.jit, at {source}. Two programs may differ in it "
+        "by more than arithmetic='outward' allows for. Compute it before: give the result as a parameter."
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from cure_jax import pytrees
 from cure_jax.certification.margins import margins
@@ -51,7 +51,7 @@ class UnionCertificate:
 def certify(
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
-    label: Int[ArrayLike, ""] | int,
+    label: Integer[ArrayLike, ""] | int,
     region: Region,
     method: str | Sequence[str] = "crown",
     *,
@@ -108,7 +108,7 @@ def proves(lower: Any) -> Any:
 def lower_margins(
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
-    label: Int[ArrayLike, "..."] | int,
+    label: Integer[ArrayLike, "..."] | int,
     region: Region,
     method: str | Sequence[str],
     arithmetic: str = "float32",
@@ -139,7 +139,7 @@ def lower_margins(
 def certify_union(
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
-    label: Int[ArrayLike, ""] | int,
+    label: Integer[ArrayLike, ""] | int,
     regions: Mapping[str, Region],
     method: str | Sequence[str] = "crown",
     *,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from cure_jax.validation import as_class
 
@@ -13,7 +13,7 @@ __all__ = ["margins", "other_classes"]
 
 
 def margins(
-    f: Callable[[jax.Array], jax.Array], label: Int[ArrayLike, ""] | int
+    f: Callable[[jax.Array], jax.Array], label: Integer[ArrayLike, ""] | int
 ) -> Callable[[Float[Array, "*x"]], Float[Array, " others"]]:
     """Composes a classifier with its margins: `x -> f(x)[label] - f(x)[j]` for `j != label`, ascending.
 
@@ -55,7 +55,7 @@ def margins(
     return differences
 
 
-def other_classes(label: Int[ArrayLike, ""] | int, classes: int) -> Int[Array, " others"]:
+def other_classes(label: Integer[ArrayLike, ""] | int, classes: int) -> Integer[Array, " others"]:
     """All classes but the label, ascending: the order of margins."""
     others = jnp.arange(classes - 1, dtype=jnp.int32)
     return others + (others >= as_class(label)).astype(jnp.int32)

@@ -61,7 +61,9 @@ class Interval:
     @property
     def center(self) -> Float[Array, "*x"]:
         """The middle of the box."""
-        return (self.lower + self.upper) / 2
+        total = self.lower + self.upper
+        # The sum of two finite numbers may overflow; halves of the smallest ones would count as 0.
+        return jnp.where(jnp.isfinite(total), total / 2, self.lower / 2 + self.upper / 2)
 
     @property
     def radius(self) -> Float[Array, "*x"]:

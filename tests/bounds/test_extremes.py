@@ -12,7 +12,11 @@ from jax import lax
 import cure_jax as cj
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
+from cure_jax.bounds.box_ball import Ball
+from cure_jax.bounds.sdp_crown import Layer, layer_bound
 from cure_jax.certification import METHODS
+from cure_jax.regions import Interval
+from cure_jax.rules.elementwise import relu_slopes
 from tests.networks import random_mlp
 
 # Of two pixels the second is scaled by this much before a nonlinearity, and scaled back after it.
@@ -183,3 +187,34 @@ def test_softmax_leaves_the_tightest_bounds_as_they_are():
     assert found["sdp_crown"].margin >= found["box_ball"].margin - 1e-5
     assert found[str(together)].margin >= found["crown"].margin - 1e-6
     assert found[str(together)].verified
+
+
+@pytest.mark.parametrize("lower", [-2e38, -3.4e38, -1e30])
+@pytest.mark.parametrize("upper", [1e-3, 1.0, 3.0])
+def test_the_upper_line_of_relu_holds_where_its_slope_counts_as_0(lower, upper):
+    for alpha in (None, jnp.float32(0.5)):
+        below, above, intercept = relu_slopes(jnp.float32(lower), jnp.float32(upper), alpha)
+        for x in (lower, upper):
+            assert np.float64(above) * np.float32(x) + np.float64(intercept) >= max(np.float32(x), 0) - 1e-6 * upper
+            assert np.float64(below) * np.float32(x) <= max(np.float32(x), 0)
+
+
+def test_relu_of_a_wide_box_is_no_certificate():
+    f = lambda x: jnp.stack([0.5 - jax.nn.relu(x[0]), jnp.float32(0.0)])  # noqa: E731
+    region = cj.linf_ball(jnp.array([-1e38]), 1.1e38)
+    for bound in (cj.crown, cj.sdp_crown, cj.alpha_crown, cj.box_ball):
+        assert bound(f)(region).lower[0] <= -9.9e36
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 1e-45, 1e-40, 1e-38, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1.0, 1e20, 1e38, np.inf])
+def test_the_relaxation_of_a_layer_takes_the_least_value_whatever_the_multiplier(multiplier, size):
+    box = Interval(jnp.array([-size], jnp.float32), jnp.array([size / 2], jnp.float32))
+    radius = jnp.float32(min(size, 1e38))
+    layer = Layer(box, Ball(jnp.zeros(1), radius), jnp.zeros(1), (jnp.zeros(1), jnp.ones(1)))
+    for c, g in ((1.0, 0.3), (-1.0, 1e-20), (-1.0, -0.3), (1e-10, 2e-10), (0.0, 0.0)):
+        h = layer_bound(layer, jnp.array([c]), jnp.array([g]), jnp.float32(multiplier))
+        for x in (0.0, -min(size, 1e38), min(size, 1e38) / 2):
+            value, line = c * max(x, 0.0), g * x
+            # Not a number, or infinitely low, proves nothing.
+            assert not (float(h) > value - line + 1e-5 * (abs(value) + abs(line)))

@@ -326,3 +326,39 @@ def test_the_certificate_of_a_constant_is_the_constant() -> None:
     bounds = lipschitz(lambda x: jnp.ones(3))(cj.l2_ball(jnp.ones(2), 0.1))
     np.testing.assert_array_equal(bounds.lower, np.ones(3))
     np.testing.assert_array_equal(bounds.upper, np.ones(3))
+
+
+def _three_layers(parameters):
+    first, second, last = parameters
+    return lambda x: last @ jax.nn.relu(second @ jax.nn.relu(first @ x) + 0.1)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("bound", [cj.lipschitz, cj.box_ball, cj.sdp_crown])
+def test_gradients_are_finite_where_a_layer_is_zero(bound, layer):
+    parameters = [jnp.ones((4, 3)), jnp.eye(4), jnp.ones((2, 4))]
+    parameters[layer] = jnp.zeros_like(parameters[layer])
+    for region in (cj.l2_ball(jnp.array([0.5, 0.2, 0.3]), 0.1, (0.0, 1.0)), cj.linf_ball(jnp.ones(3), 0.1)):
+        width = lambda p, region=region: jnp.sum(bound(_three_layers(p))(region).lower)  # noqa: E731
+        chex.assert_tree_all_finite(jax.grad(width)(parameters))
+
+
+def test_gradients_of_the_norm_of_a_convolution_of_zeros_are_finite():
+    def f(kernel):
+        options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+        return lambda x: jax.nn.relu(jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", **options))
+
+    region = cj.l2_ball(jnp.full((16, 16, 2), 0.5), 0.1)
+    for kernel in (jnp.zeros((3, 3, 2, 2)), jnp.ones((3, 3, 2, 2)).at[..., 0].set(0)):
+        chex.assert_tree_all_finite(jax.grad(lambda k: jnp.sum(cj.lipschitz(f(k))(region).upper))(kernel))
+
+
+def test_the_estimate_of_a_layer_that_was_zero_recovers():
+    parameters = [jnp.ones((4, 3)), jnp.zeros((4, 4)), jnp.ones((2, 4))]
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    vectors = initial_vectors(graphs.trace(_three_layers(parameters), x), jax.random.key(0))
+    norms, vectors = estimated_norms(graphs.trace(_three_layers(parameters), x), vectors)
+    assert norms.values[1] == 0
+    parameters[1] = 2 * jnp.eye(4)
+    norms, _ = estimated_norms(graphs.trace(_three_layers(parameters), x), vectors)
+    np.testing.assert_allclose(norms.values[1], 2.0, rtol=1e-4)

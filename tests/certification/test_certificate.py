@@ -155,3 +155,43 @@ def test_a_network_without_a_list_of_logits_is_refused(f):
     x = jnp.array([0.8, 0.3])
     with pytest.raises(ValueError, match="expected the logits of one example, at least 2"):
         cj.certify(f, x, 0, cj.linf_ball(x, 0.1))
+
+
+LABEL_DTYPES = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES)
+def test_a_label_is_one_class_in_every_dtype(dtype):
+    weights = np.zeros((300, 2), np.float32)
+    # 259 is 3 modulo 256. Where 259 wins, 3 must not be verified.
+    weights[3, 0] = weights[259, 1] = 1.0
+    f = lambda x: jnp.asarray(weights) @ x  # noqa: E731
+    first, second = jnp.array([1.0, 0.2]), jnp.array([0.2, 1.0])
+    labels = [np.asarray(3, dtype)] + ([jnp.asarray(3, dtype)] if "64" not in dtype else [])
+    for label in labels:
+        assert cj.certify(f, first, label, cj.linf_ball(first, 0.1)).verified
+        assert not cj.certify(f, second, label, cj.linf_ball(second, 0.1)).verified
+        margins = np.asarray(cj.margins(f, label)(second))
+        assert margins[258] == np.float32(0.2) - 1
+        assert np.count_nonzero(margins != np.float32(0.2)) == 1
+    mapped = jax.vmap(lambda label: cj.margins(f, label)(second))(
+        np.full(2, 3, dtype if "64" not in dtype else "int32")
+    )
+    np.testing.assert_array_equal(mapped, np.stack([margins, margins]))
+
+
+@pytest.mark.parametrize(
+    "label", [-1, 300, 2**32 + 3, 2**40, 2**70, -(2**40), np.int64(2**32 + 3), np.uint64(2**63 + 3)]
+)
+def test_a_label_that_is_no_class_is_never_verified(label):
+    f = lambda x: jnp.zeros((300, 2)).at[3, 0].set(1.0) @ x  # noqa: E731
+    x = jnp.array([1.0, 0.2])
+    assert not cj.certify(f, x, label, cj.linf_ball(x, 0.1)).verified
+
+
+@pytest.mark.parametrize("label", [1.0, np.float32(1.0), True])
+def test_a_label_that_is_no_integer_is_refused(label):
+    x = jnp.array([1.0, 0.2])
+    # By the library, or by the checks of types that these tests switch on.
+    with pytest.raises(TypeError, match=r"expected an integer|typechecking parameter 'label'"):
+        cj.margins(lambda x: x, label)(x)

@@ -179,3 +179,56 @@ def test_support_differentiates_through_center_radius_and_box(p):
                 step = 1e-6 * np.eye(6)[j]
                 ends = [support(*(v + s * step * (k == i) for k, v in enumerate(parts))) for s in (1, -1)]
                 np.testing.assert_allclose(gradient[j], (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-6)
+
+
+def exact_reach(a, room, radius, p):
+    """max <a, t> over |t|_p <= radius, 0 <= t <= room, for a >= 0, in extended precision, by the KKT conditions."""
+    a, room, radius = (np.asarray(value, np.longdouble) for value in (a, room, radius))
+    room = np.minimum(room, radius)
+    if p == math.inf or np.sum((room / radius) ** p) <= 1:
+        return np.sum(a * room)
+    if p == 1:
+        order = np.argsort(-a)
+        before = np.concatenate([[0], np.cumsum(room[order])[:-1]])
+        return np.sum(a[order] * np.clip(radius - before, 0, room[order]))
+
+    def at(logarithm):
+        with np.errstate(divide="ignore"):
+            t = np.minimum(np.exp(np.minimum((np.log(a) - logarithm) / (p - 1), 11000)), room)
+        return np.sum((t / radius) ** p), np.sum(a * t)
+
+    low, high = np.longdouble(-12000), np.longdouble(12000)
+    for _ in range(300):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[0] > 1 else (low, middle)
+    (above, most), (below, least) = at(low), at(high)
+    # Where t jumps, part of the jump fills the ball.
+    return least + (most - least) * (0 if above == below else (1 - below) / (above - below))
+
+
+@pytest.mark.parametrize("p", [1.0, 1.0005, 1.001, 1.01, 1.05, 1.2, 1.5, 1.8, 2.0, 2.5, 3.0, 20.0, math.inf])
+def test_support_is_right_for_every_radius_and_p(p):
+    reach = jax.jit(lambda region, a: region.support(a))
+    for exponent in range(-30, 39, 4):
+        r = np.random.default_rng(exponent + 30)
+        for size in (5, 64):
+            a = (r.normal(size=size) ** r.choice([1, 5])).astype(np.float32)
+            x = r.uniform(size=size).astype(np.float32)
+            # Around 0, where nothing but the reach is rounded; the box has gray and, every other time, black and white.
+            x = np.round(x) if exponent % 8 else x
+            radius = np.float32(10.0**exponent * r.uniform(1, 3))
+            region = lp_ball(np.zeros(size, np.float32), radius, p, (-x, 1 - x))
+            room = np.where(a > 0, 1 - x, x)
+            np.testing.assert_allclose(
+                reach(region, a), float(exact_reach(np.abs(a), room, radius, p)), rtol=3e-6, err_msg=f"{radius} {size}"
+            )
+
+
+@pytest.mark.parametrize("p", [1.0, 1.01, 1.5, 2.0, 3.0])
+def test_a_pixel_that_can_move_has_room_at_every_radius(p):
+    region = lp_ball(jnp.array([0.3, 0.0]), 3e38, p, (0.0, 1.0))
+    below, above = region.room()
+    assert np.all(np.asarray([below[0], *above]) > 0)
+    assert below[1] == 0
+    gradient = jax.grad(region.support)(jnp.array([2.0, -1.0]))
+    np.testing.assert_allclose(gradient, [1.0, 0.0])
