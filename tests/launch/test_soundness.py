@@ -14,6 +14,7 @@ import pytest
 
 import cure_jax as cj
 from launch import soundness
+from launch.parts.hunting_grounds import grounds
 from tests import mutants
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_pa
     assert ended.value.code == 1
     found = np.load(tmp_path / "counterexample.npz")
     # With the library as it is, the point is in the region and has the margin that was claimed.
-    region = soundness.REGIONS[norm][0](jnp.float32(found["eps"]), jnp.asarray(found["image"]))
+    region = grounds(0)[norm].make(jnp.asarray(found["eps"]), jnp.asarray(found["image"]))
     assert region.contains(jnp.asarray(found["point"]), 1e-5)
     margin = jnp.min(cj.margins(network, int(found["label"]))(jnp.asarray(found["point"])))
     np.testing.assert_allclose(margin, found["margin"], atol=1e-4)
