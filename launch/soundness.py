@@ -48,8 +48,8 @@ CHEAP = ("ibp", "crown_ibp", "crown")
 THOROUGH_NORMS = ("linf", "l2", "l1")
 THOROUGH_EVERY = 8
 BATCH_SIZE = 60
-# So many times the images of each block at once, as this compiles every time.
-CHANGING, CHANGING_ROUNDS = "changing", 4
+# So many times the images of every second block at once, as this compiles every time.
+CHANGING, CHANGING_ROUNDS, CHANGING_EVERY = "changing", 8, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ def hunt(
         for index, batch in enumerate(_batches(networks, regions, pairs, seed)):
             tally = tallies.setdefault((batch.network, batch.norm), Tally())
             if batch.network == CHANGING:
-                f, found = closure.examine(batch.images, batch.radii, index, np.random.default_rng([seed, 2, index]))
+                f, found = closure.examine(batch.images, batch.radii, np.random.default_rng([seed, 2, index]))
             else:
                 f, ground = trained[batch.network], regions[batch.norm]
                 found = _examine(f, ground, batch, jax.random.fold_in(jax.random.key(seed), index))
@@ -210,6 +210,8 @@ def _block(
     nothing, last = np.zeros(0), block % THOROUGH_EVERY == THOROUGH_EVERY - 1
     for network in networks:
         if network == CHANGING:
+            if block % CHANGING_EVERY:
+                continue
             half = CHANGING_ROUNDS * BATCH_SIZE // 2
             radii = np.power(10, rng.uniform(-2, 0.3, half)).astype(np.float32)
             yield Batch(network, "all", np.concatenate([radii, extreme_radii(half, rng)]), nothing, nothing)

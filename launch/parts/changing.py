@@ -61,30 +61,30 @@ class Changing:
         self._weights: Sequence[np.ndarray] = ()
         self._activation: Callable[[jax.Array], jax.Array] = jax.nn.relu
         self._label: Any = 0
+        self._calls = 0
         margins = lambda x: cj.margins(self._logits, self._label)(x)  # noqa: E731
         self._bounds = {name: bound_method(name)(margins) for name in (*METHODS, "vertex_crown")}
 
     def examine(
-        self, images: np.ndarray, radii: np.ndarray, index: int, rng: np.random.Generator
+        self, images: np.ndarray, radii: np.ndarray, rng: np.random.Generator
     ) -> tuple[Partial, dict[str, Any]]:
         """Changes everything, bounds the margins around each image, and looks for smaller ones.
 
         Args:
           images: `[n, *x]`.
           radii: `[n]`.
-          index: of the call; activations and ways to write a label take turns.
           rng: the randomness.
 
         Returns:
           The function as it is now, and what `soundness` enters in its table.
         """
-        label = self._change(index, rng)
+        label, self._calls = self._change(rng), self._calls + 1
         p = float(rng.choice([1.0, 2.0, math.inf, rng.integers(101, 300) / 100], p=[0.25, 0.1, 0.15, 0.5]))
         within = PIXELS if rng.random() < 0.7 else None
         known = 0 <= label < CLASSES
         make = lambda eps, x: lp_ball(x, eps, p, within)  # noqa: E731
         names = (*METHODS, *(("vertex_crown",) if p == 1 else ()))
-        one = self._again if known and index % 3 else self._certified
+        one = self._again if known and self._calls % 3 else self._certified
         # Compiled anew in every call, in less time than the single operations take.
         every = jax.jit(
             jax.vmap(lambda eps, x: {name: one(name, make(eps, x), x) for name in names}),
@@ -102,10 +102,10 @@ class Changing:
     def _logits(self, x: jax.Array) -> jax.Array:
         return _logits(self._weights, self._activation, x)
 
-    def _change(self, index: int, rng: np.random.Generator) -> int:
+    def _change(self, rng: np.random.Generator) -> int:
         """The network and the label of the next call; returns the label as it is."""
         functions = list(ACTIVATIONS.values())
-        function, parameters = functions[index % len(functions)]
+        function, parameters = functions[self._calls % len(functions)]
         parameter = parameters[int(rng.integers(len(parameters)))]
         written = jnp.float32(parameter) if function is not functions[-1][0] and rng.random() < 0.5 else parameter
         self._activation = lambda x: function(x, written)
