@@ -93,7 +93,7 @@ class Changing:
         bounds = jax.device_get(every(radii, images))
         if not known:
             # Its margins mean nothing, and nothing may be certified.
-            nothing = np.full(len(images), np.nan)
+            nothing = jnp.full(len(images), jnp.nan)
             bounds = {name: cj.Certificate(bound.verified, nothing) for name, bound in bounds.items()}
         found = self._attacked(images, radii, label, p, within, rng)
         f = Partial(lambda weights, x: _logits(weights, self._activation, x), self._weights)
@@ -110,7 +110,7 @@ class Changing:
         written = jnp.float32(parameter) if function is not functions[-1][0] and rng.random() < 0.5 else parameter
         self._activation = lambda x: function(x, written)
         write = LABELS[int(rng.integers(len(LABELS)))]
-        most = 2**63 - 1 if write is int else int(np.iinfo(write).max)
+        most = 2**63 - 1 if write is int else int(np.iinfo(write(0).dtype).max)
         label = int(rng.integers(min(CLASSES, most + 1)))
         odd = [number for number in _NO_CLASSES if number <= most and (number >= 0 or write in (int, np.int64))]
         if odd and rng.random() < 0.2:

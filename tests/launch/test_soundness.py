@@ -73,6 +73,7 @@ def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_pa
     assert found["bound.crown_ibp"] > margin + 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", [mutants.functions_known_by_identity, mutants.labels_in_eight_bits])
 def test_bugs_of_calls_that_are_not_compiled_are_found(plant, monkeypatch):
     monkeypatch.setattr(changing, "METHODS", ("ibp",))
@@ -81,7 +82,7 @@ def test_bugs_of_calls_that_are_not_compiled_are_found(plant, monkeypatch):
 
     def broken() -> int:
         tally, closure, images = soundness.Tally(), changing.Changing(), np.full((8, 8, 8, 1), 0.5, np.float32)
-        for call in range(2):
+        for call in range(4):
             rng = np.random.default_rng(call)
             _, found = closure.examine(images, np.full(8, 1e-3, np.float32), rng)
             soundness.enter(tally, found)
