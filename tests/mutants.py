@@ -203,6 +203,26 @@ def margins_off_by_one(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(certificate, "margins", wrong)
 
 
+def functions_known_by_identity(patch: pytest.MonkeyPatch) -> None:
+    """As JAX keeps what it has traced."""
+    make = jax.make_jaxpr
+    unwrapped = lambda f: f.__closure__[0].cell_contents if f.__code__.co_freevars == ("f",) else f  # noqa: E731
+    wrong = types.SimpleNamespace(**(vars(jax) | {"make_jaxpr": lambda f: make(unwrapped(f))}))
+    patch.setattr(graph, "jax", wrong)
+
+
+def labels_in_eight_bits(patch: pytest.MonkeyPatch) -> None:
+    """Classes that 8 bits do not tell apart are one."""
+
+    def wrong(classes, number, dtype):
+        every = jnp.arange(number, dtype=jnp.int32).astype(jnp.int8)
+        same = jax.vmap(lambda one: one == every)(classes.astype(jnp.int8).ravel())
+        return same.reshape(*classes.shape, number).astype(dtype)
+
+    fewer_bits = types.SimpleNamespace(**(vars(jax) | {"nn": types.SimpleNamespace(one_hot=wrong)}))
+    patch.setattr(sys.modules["cure_jax.certification.margins"], "jax", fewer_bits)
+
+
 def repeated_coordinates_as_a_ball(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(graph, "_BROADCASTING", ())
 

@@ -14,6 +14,8 @@ import pytest
 
 import cure_jax as cj
 from launch import soundness
+from launch.parts import changing
+from launch.parts.hunting_grounds import extreme_radii, grounds
 from tests import mutants
 
 ROOT = Path(__file__).parents[2]
@@ -64,11 +66,38 @@ def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_pa
     assert ended.value.code == 1
     found = np.load(tmp_path / "counterexample.npz")
     # With the library as it is, the point is in the region and has the margin that was claimed.
-    region = soundness.REGIONS[norm][0](jnp.float32(found["eps"]), jnp.asarray(found["image"]))
+    region = grounds(0)[norm].make(jnp.asarray(found["eps"]), jnp.asarray(found["image"]))
     assert region.contains(jnp.asarray(found["point"]), 1e-5)
     margin = jnp.min(cj.margins(network, int(found["label"]))(jnp.asarray(found["point"])))
     np.testing.assert_allclose(margin, found["margin"], atol=1e-4)
     assert found["bound.crown_ibp"] > margin + 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", [mutants.functions_known_by_identity, mutants.labels_in_eight_bits])
+def test_bugs_of_calls_that_are_not_compiled_are_found(plant, monkeypatch):
+    monkeypatch.setattr(changing, "METHODS", ("ibp",))
+    monkeypatch.setattr(changing, "ACTIVATIONS", {"relu": changing.ACTIVATIONS["relu"]})
+    monkeypatch.setattr(changing, "LABELS", (jnp.int8,))
+
+    def broken() -> int:
+        tally, closure, images = soundness.Tally(), changing.Changing(), np.full((8, 8, 8, 1), 0.5, np.float32)
+        for call in range(4):
+            rng = np.random.default_rng(call)
+            _, found = closure.examine(images, np.full(8, 1e-3, np.float32), rng)
+            soundness.enter(tally, found)
+        return tally.broken
+
+    assert broken() == 0
+    with mutants.planted(plant):
+        assert broken() > 0
+
+
+def test_radii_are_of_all_sizes():
+    radii = extreme_radii(1000, np.random.default_rng(0))
+    assert np.all(np.isfinite(radii))
+    assert np.min(radii) < 1e-25
+    assert np.max(radii) > 1e37
 
 
 def test_as_a_program(tmp_path):

@@ -7,19 +7,19 @@ import pytest
 
 import cure_jax as cj
 from cure_jax.regions import LpBall
-from launch import soundness
+from launch.parts.hunting_grounds import grounds
 from launch.parts.weak_points import extreme_point, weak_points
 from tests import networks
 
 PARAMS = networks.mlp_params(0, (64, 16, 5))
 
 
-@pytest.mark.parametrize("norm", ["l1", "hull"])
+@pytest.mark.parametrize("norm", ["l1", "cut hull", "hull"])
 def test_points_are_in_the_region(norm):
     f = lambda x: networks.mlp(PARAMS, x.ravel())  # noqa: E731
-    make, radii = soundness.REGIONS[norm]
+    ground = grounds(0)[norm]
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(8, 8, 1)), jnp.float32)
-    region = make(jnp.float32(radii[0]), x)
+    region = ground.make(jnp.float32(ground.usual[0]), x)
     attack = jax.jit(lambda key: weak_points(f, x, jnp.int32(3), region, key))
     points, count = attack(jax.random.key(0))
     assert count >= len(points) > 40
