@@ -54,11 +54,13 @@ def test_nothing_is_known_outside(case, method):
 
 @pytest.mark.parametrize("method", ["lipschitz", "box_ball", "sdp_crown", "best"])
 @pytest.mark.parametrize("case", ["elu", "celu"])
-def test_a_function_that_rises_to_the_left_is_no_certificate(case, method):
+def test_a_slope_of_the_wrong_sign_is_no_certificate(case, method):
     function, _ = CASES[case]
-    x = jnp.array([-1.0])
+    x, far = jnp.array([-1.0]), jnp.array([-0.1])
+    between = (function(x) + function(far)) / 2
+    f = lambda x: jnp.concatenate([function(x), between])  # noqa: E731
+    label = int(jnp.argmax(f(x)))
     region = cj.l2_ball(x, 0.9)
-    other = (function(x) + function(x + 0.9)) / 2
-    certificate = cj.certify(lambda x: jnp.concatenate([function(x), other]), x, 0, region, method)
-    assert function(x) > other > function(x + 0.9)
-    assert not certificate.verified
+    assert region.contains(far, 1e-6)
+    assert int(jnp.argmax(f(far))) != label
+    assert not cj.certify(f, x, label, region, method).verified
