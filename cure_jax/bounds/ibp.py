@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
@@ -212,6 +213,8 @@ class _Ball(NamedTuple):
         return Interval.around(self.center, self.radius)
 
 
+# Of a center and a radius, in units of the last place; a sum of many terms is hardly ever off by more.
+_ROUNDING = 8
 # Monotone in each operand, and falling in the one at this position: the image of a box has the images of its ends. An
 # infinite one, such as the constant of a mask, is lost in centers and radii.
 _BY_ENDS = {**dict.fromkeys((*MOVES, "add", "add_any"), None), "sub": 1, "neg": 0}
@@ -236,7 +239,9 @@ def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Se
         return Interval(jnp.minimum(lower, largest), jnp.maximum(upper, -largest)).without_overflow()
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
-    return Interval.around(center, radius)
+    # Of the box [0, r] an end of the image may be small, and center and radius so large that nothing is left of it.
+    rounding = _ROUNDING * jnp.finfo(center.dtype).eps * (jnp.abs(center) + radius)
+    return Interval.around(center, radius + lax.stop_gradient(rounding))
 
 
 def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:

@@ -218,3 +218,22 @@ def test_the_relaxation_of_a_layer_takes_the_least_value_whatever_the_multiplier
             value, line = c * max(x, 0.0), g * x
             # Not a number, or infinitely low, proves nothing.
             assert not (float(h) > value - line + 1e-5 * (abs(value) + abs(line)))
+
+
+@pytest.mark.parametrize("radius", [1.0, 1e8, 1e30])
+@pytest.mark.parametrize("bound", [cj.ibp, functools.partial(cj.crown, intermediate="ibp"), cj.crown, cj.box_ball])
+def test_a_small_end_is_not_lost_beside_a_large_one(bound, radius):
+    """A hidden unit that falls steeply with seven others and rises a little with the last one."""
+    weights = jnp.array([-1.0, -3.3, -0.7, -1.9, -2.3, -1.1, -0.3, 1e-8])
+    f = lambda x: jax.nn.relu(weights @ jax.nn.relu(x))[None] * 1e8  # noqa: E731
+    bounds = jax.jit(bound(f))(cj.linf_ball(jnp.zeros(8), radius))
+    value = f(radius * jnp.eye(8)[7])
+    np.testing.assert_allclose(value, radius, rtol=1e-5)
+    assert np.all(value * (1 - 1e-5) <= bounds.upper)
+
+
+def test_a_bias_is_not_lost_beside_a_large_box():
+    f = lambda x: jax.nn.relu(-jax.nn.relu(x) @ jnp.ones((6, 2)) + 0.6)  # noqa: E731
+    region = cj.linf_ball(jnp.zeros(6), 1e12)
+    for bound in (cj.ibp, cj.crown, cj.box_ball):
+        assert np.all(bound(f)(region).upper >= 0.6 * (1 - 1e-6))
