@@ -48,8 +48,8 @@ CHEAP = ("ibp", "crown_ibp", "crown")
 THOROUGH_NORMS = ("linf", "l2", "l1")
 THOROUGH_EVERY = 8
 BATCH_SIZE = 60
-# So many times the images of every second block at once, as this compiles every time.
-CHANGING, CHANGING_ROUNDS, CHANGING_EVERY = "changing", 8, 2
+# So many times the images of every eighth block at once, as this compiles every time.
+CHANGING, CHANGING_ROUNDS, CHANGING_EVERY = "changing", 8, 8
 
 
 @dataclasses.dataclass(frozen=True)
