@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import cure_jax as cj
-from cure_jax import testing
 
 X = jnp.array([0.3, 0.5, 0.7, 0.2])
 MASK = jnp.array([True, True, False, True])
 REGION = cj.linf_ball(X, 0.05)
 MASKS = {"lowest": float(jnp.finfo(jnp.float32).min), "infinite": -np.inf}
-BOUNDS = {"ibp": cj.ibp, "crown": cj.crown, "box_ball": cj.box_ball, "sdp_crown": cj.sdp_crown}
+BOUNDS = {"ibp": cj.ibp, "crown": cj.crown}
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -24,10 +23,13 @@ def test_a_masked_softmax_is_bounded_as_with_a_finite_mask(added, mask, bound):
             return lambda x: jax.nn.softmax(x + jnp.where(MASK, 0.0, value))
         return lambda x: jax.nn.softmax(jnp.where(MASK, x, value))
 
-    found, finite = (jax.jit(BOUNDS[bound](softmax(value)))(REGION) for value in (MASKS[mask], -1e9))
+    bounds = jax.jit(lambda value: BOUNDS[bound](softmax(value))(REGION))
+    found, finite = bounds(jnp.float32(MASKS[mask])), bounds(jnp.float32(-1e9))
+    points = jax.vmap(REGION.sample)(jax.random.split(jax.random.key(0), 50))
+    values = np.asarray(jax.vmap(softmax(MASKS[mask]))(jnp.concatenate([X[None], points])))
+    assert np.all((np.asarray(found.lower) <= values + 1e-6) & (values <= np.asarray(found.upper) + 1e-6))
     for one, other in ((found.lower, finite.lower), (found.upper, finite.upper)):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    testing.assert_bounds_sound(BOUNDS[bound], softmax(MASKS[mask]), REGION, key=jax.random.key(0))
 
 
 def test_a_mask_that_is_not_taken_away_is_infinite_in_the_bounds_too():
@@ -60,6 +62,6 @@ def test_a_sum_that_overflows_is_beyond_the_largest_number_and_not_beyond_all():
 def test_powers_have_bounds_wherever_they_are_defined(power, center, bound):
     region = cj.linf_ball(jnp.array(center), 0.2)
     found = jax.jit(BOUNDS[bound](power))(region)
-    assert np.all(np.isfinite([*found.lower.ravel(), *found.upper.ravel()]))
     assert np.max(found.upper - found.lower) < 1.5
-    testing.assert_bounds_sound(BOUNDS[bound], power, region, key=jax.random.key(1))
+    values = np.asarray(jax.vmap(power)(jax.vmap(region.sample)(jax.random.split(jax.random.key(1), 100))))
+    assert np.all((np.asarray(found.lower) <= values + 1e-6) & (values <= np.asarray(found.upper) + 1e-6))
