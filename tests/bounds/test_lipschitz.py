@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
