@@ -63,7 +63,7 @@ class Checkpoints:
       ValueError: If `directory` is another URL.
 
     Examples:
-      >>> import tempfile
+      >>> import tempfile, jax, jax.numpy as jnp
       >>> state = {"params": {"kernel": jnp.arange(3.0)}, "key": jax.random.key(0)}
       >>> with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as checkpoints:
       ...     checkpoints.save(10, state, {"epoch": 1})
