@@ -95,7 +95,7 @@ def weak_points(
     members = region.members if isinstance(region, Hull | CutHull) else (region,)
     extreme = jnp.concatenate([jax.vmap(lambda a, m=member: extreme_point(m, a))(directions) for member in members])
     box = region.bounding_box()
-    extreme = jnp.clip(extreme, box.lower, box.upper)
+    extreme = jnp.clip(extreme, box.lower[None], box.upper[None])
     samples = jax.vmap(region.sample)(jax.random.split(sample_key, 12))
     points = jnp.concatenate([x[None], found[None], other[None], extreme, samples])
     return points, len(points) + 2 * 9 + 13
