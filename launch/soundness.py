@@ -2,7 +2,7 @@
 
     python launch/soundness.py --workdir=runs/soundness
 
-trains three small networks on the embedded digits, bounds the margins of every image on many regions (radii from 1e-30
+trains four small networks on the embedded digits, bounds the margins of every image on many regions (radii from 1e-30
 to 1e38; norms between 1 and 3 that the seed draws) by every method, and searches each region for the smallest margin:
 projected gradient ascent (PGD and APGD), vertices and other extreme points, random points. Between these it bounds
 closures that change from call to call (parts/changing.py), with labels of every dtype and activations of any parameter.

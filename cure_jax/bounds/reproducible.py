@@ -33,8 +33,9 @@ _EXACT += ("copy_p", "reduce_max", "reduce_min", "stop_gradient")
 # By how much, at most, two programs differ.
 _NEAR = {"div": 2, "sqrt": 1, "rsqrt": 2, "square": 1, "integer_pow": 2}
 _NEAR |= dict.fromkeys(("cbrt", "erf", "exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "tanh"), 2)
+_OF_EXACT = dict.fromkeys((*MOVES, *_EXACT), 0) | _NEAR
 # Of numbers that are near they make numbers that are as near, and one rounding more, or two.
-_KEEP_NEAR = {
+_OF_NEAR = {
     **dict.fromkeys(MOVES, 0),
     "abs": 0,
     "max": 0,
@@ -70,13 +71,17 @@ class Reproducible:
         """
         result = bind(*operands)
         leaves = jax.tree.leaves(result)
-        if not any(isinstance(leaf, jax.core.Tracer) and _is_float(leaf) for leaf in leaves):
-            # Computed once and for all, or exact.
-            self._check_decision(name, operands, source, leaves)
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            # Computed once and for all.
             return result
         off = max((self._near[id(operand)][1] for operand in operands if id(operand) in self._near), default=0)
-        grows = (_KEEP_NEAR if off else dict.fromkeys((*MOVES, *_EXACT), 0) | _NEAR).get(name)
-        if not any(_is_float(operand) for operand in operands):
+        if not any(map(_is_float, leaves)):
+            # A comparison of what is only near may come out either way.
+            if off:
+                raise _refused(name, source)
+            return result
+        grows = (_OF_NEAR if off else _OF_EXACT).get(name)
+        if not any(map(_is_float, operands)):
             grows = 0
         if grows is None or off + grows > _MOST or len(leaves) != 1:
             raise _refused(name, source)
@@ -85,13 +90,6 @@ class Reproducible:
             (leaf,) = jax.tree.leaves(result)
             self._near[id(leaf)] = leaf, off + grows
         return result
-
-    def _check_decision(self, name: str, operands: Sequence[jax.Array], source: str, results: Sequence[Any]) -> None:
-        """Refuses comparisons of what is only near: they may come out either way."""
-        if any(isinstance(result, jax.core.Tracer) for result in results) and any(
-            id(operand) in self._near for operand in operands
-        ):
-            raise _refused(name, source)
 
 
 def _is_float(x: Any) -> bool:

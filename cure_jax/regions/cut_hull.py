@@ -215,12 +215,7 @@ class CutHull:
         free = jnp.minimum((1 - w) * self.many, room)
         left = jnp.where(self.few > 0, room - free, 0)
         worth, cap = size * self.few, left / searches.positive(self.few)
-
-        def overfull(multiplier: Array) -> Array:
-            return numerics.total(jnp.where(worth > multiplier, cap, 0)) > w
-
-        low, high = searches.bisect(overfull, jnp.max(worth))
-        high = jnp.where(overfull(jnp.zeros_like(high)), high, 0)
+        low, high = searches.critical_size(worth, cap, w)
         critical = (worth > low) & (worth <= high) & (cap > 0)
         rest = w - numerics.total(jnp.where(worth > high, cap, 0))
         share = jnp.clip(rest / searches.positive(numerics.total(jnp.where(critical, cap, 0))), 0, 1)

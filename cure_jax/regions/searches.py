@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from cure_jax import numerics
 
-__all__ = ["bisect", "knapsack", "magnitude", "positive", "power", "shrink_into_ball", "water_filling"]
+__all__ = ["bisect", "critical_size", "knapsack", "magnitude", "positive", "power", "shrink_into_ball", "water_filling"]
 
 # Newton steps of the support of a cut ball. Measured on random and black/white images of 64 and 784 pixels, normal
 # coefficients and their fifth powers: p = 2 is exact after 10 steps, from any start.
@@ -110,14 +110,7 @@ def knapsack(size: Array, cap: Array) -> Array:
     size, unit = _normalised(size)
     constant, limit = lax.stop_gradient(size), lax.stop_gradient(cap)
 
-    def load(lam: Array) -> Array:
-        return numerics.total(jnp.where(constant > lam, limit, 0))
-
-    def overfull(lam: Array) -> Array:
-        return load(lam) > 1
-
-    low, high = bisect(overfull, jnp.max(constant))
-    high = jnp.where(overfull(jnp.zeros_like(low)), high, 0)
+    low, high = critical_size(constant, limit, jnp.ones((), size.dtype))
     critical = (constant > low) & (constant <= high)
     weight = jnp.where(critical, limit, 0)
     lam = numerics.total(size * weight / positive(numerics.total(weight)))
@@ -125,6 +118,16 @@ def knapsack(size: Array, cap: Array) -> Array:
     # Sizes in the bracket differ by less than its width; counting them keeps the bound sound to the last digit.
     remainder = lax.stop_gradient(numerics.total(jnp.where(critical, cap * jnp.maximum(size - lam, 0), 0)))
     return unit * (lam + taken + remainder + _lost_in_products(size))
+
+
+def critical_size(size: Array, cap: Array, room: Array) -> tuple[Array, Array]:
+    """Return a bracket of the size down to which the caps of the larger items fill the room; 0 above if none do."""
+
+    def overfull(lam: Array) -> Array:
+        return numerics.total(jnp.where(size > lam, cap, 0)) > room
+
+    low, high = bisect(overfull, jnp.max(size))
+    return low, jnp.where(overfull(jnp.zeros_like(low)), high, 0)
 
 
 @functools.partial(jax.jit, static_argnames="p")

@@ -61,7 +61,8 @@ class Curve(NamedTuple):
       rounding: how far a computed value may be off, in units of the last place.
       noise: `(equation, x) ->` the same in absolute terms, in units of the machine epsilon; for formulas that cancel.
       scale: 1 if f' changes little within distances far smaller than 1, 0 if only within those far smaller than |x|.
-      defined: `(equation, lower, upper) ->` where the box lies where all of this holds; None: everywhere.
+      defined: `(equation, lower, upper) ->` where the traits hold on the box; None: everywhere. Elsewhere nothing is
+        known (`registry.Domain`).
       inside: a point where it is defined.
       straight: `(lower, upper) ->` where the function is affine on the box.
     """
