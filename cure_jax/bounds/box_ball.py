@@ -137,7 +137,7 @@ def propagate_balls(
         operands = [tightened(node, box) for node, box in zip(equation.bounded, operands, strict=True)]
         output, middle = equation.output, values[equation.output.index]
         moved = numerics.norm(jnp.stack([balls[node.index].radius for node in equation.bounded]), 2)
-        moved = jnp.where(moved > 0, rule.lipschitz(equation) * moved, 0)
+        moved = jnp.where(moved == 0, 0, rule.lipschitz(equation) * moved)
         balls[output.index] = _ball(middle, moved, rule.interval(equation, *operands))
         return operands
 
@@ -166,10 +166,13 @@ def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Inter
 
 
 def _ball(center: jax.Array, radius: jax.Array, box: Interval) -> Ball:
-    """A ball around the points of a box that lie in another one; where the center of that overflowed, the box alone."""
+    """A ball around the points of a box that lie in another one; where the center of that overflowed, the box alone.
+
+    Where the center is not a number, neither is the radius: a network with such a weight has no bounds.
+    """
     radius = jnp.where(jnp.all(jnp.isfinite(center)), radius, jnp.inf)
-    center = jnp.where(jnp.isfinite(center), center, 0)
-    return Ball(center, jnp.fmin(radius, reach(box, center)))
+    number, center = ~jnp.any(jnp.isnan(center)), jnp.where(jnp.isfinite(center), center, 0)
+    return Ball(center, jnp.where(number, jnp.fmin(radius, reach(box, center)), jnp.nan))
 
 
 def _check_layers(graph: Graph, intermediate: Sequence[Interval]) -> None:

@@ -214,7 +214,7 @@ class _Ball(NamedTuple):
 
 
 # Of a center and a radius, in units of the last place; a sum of many terms is hardly ever off by more.
-_ROUNDING = 8
+_ROUNDING = 2
 # Monotone in each operand, and falling in the one at this position: the image of a box has the images of its ends. An
 # infinite one, such as the constant of a mask, is lost in centers and radii.
 _BY_ENDS = {**dict.fromkeys((*MOVES, "add", "add_any"), None), "sub": 1, "neg": 0}

@@ -129,7 +129,7 @@ def fit(
     directory = workdirs.as_path(workdir) / "checkpoints"
     with hold(workdir) as lock, Checkpoints(directory, max_to_keep=config.keep_checkpoints) as checkpoints:
         # Again: another training may have been here until now.
-        workdirs.check_config(workdir, _identity(config))
+        workdirs.check_config(workdir, config.to_dict(), _identity)
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]

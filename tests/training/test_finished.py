@@ -109,9 +109,9 @@ def test_what_earlier_versions_wrote_is_read_by_the_data_set_of_its_config(
     assert loaded.config.reported.to_dict() == {}
 
 
-def _without_interface(trainer: Any, state: Any, record: Any, save: bool, checkpoints: Any, writer: Any) -> None:
+def _without_interface(trainer: Any, state: Any, record: Any, save: bool, files: Any) -> None:
     if save:
-        checkpoints.save(int(record["step"]), state, {"total_steps": trainer.total})
+        files.checkpoints.save(int(record["step"]), state, {"total_steps": trainer.total})
 
 
 def test_what_is_missing_is_named(finished: tuple[Path, Fitted], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_of_several_that_find_a_stale_lock_one_has_it(tmp_path: Path) -> None:
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_is_not_taken_for_it(tmp_path: Path) -> None:
-    _write(tmp_path, pid=os.getppid())
+    _write(tmp_path, pid=os.getppid(), started="1")
     with hold(tmp_path):
         assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
     _write(tmp_path)
