@@ -133,7 +133,7 @@ class LpBall:
         offset = jnp.abs(x - self.center)
         # Nothing is in a ball whose radius is negative or NaN, which only a traced one can be.
         fixed = (room == 0) & (offset == 0)
-        relative = jnp.where(room > 0, offset / jnp.where(room > 0, room, 1), jnp.where(fixed, 0, jnp.inf))
+        relative = jnp.where(room > 0, searches.quotient(offset, room), jnp.where(fixed, 0, jnp.inf))
         inside = numerics.norm(relative, self.p) <= 1
         if self.lower is None or self.upper is None:
             return inside
@@ -157,12 +157,11 @@ class LpBall:
         nearest = jnp.clip(x, box.lower, box.upper)
         if self.p == math.inf:
             return nearest
-        radius = searches.positive(self.radius)
-        inside = numerics.norm((nearest - self.center) / radius, self.p) <= 1
+        inside = numerics.norm(searches.quotient(nearest - self.center, self.radius), self.p) <= 1
         below, above = self.room()
         offset = x - self.center
         # Past this the coordinate is at its cap or the others are negligible: keeps tiny radii from overflowing.
-        distance = jnp.minimum(jnp.abs(offset) / radius, 1 / jnp.finfo(self.dtype).eps ** 2)
+        distance = jnp.minimum(searches.quotient(jnp.abs(offset), self.radius), 1 / jnp.finfo(self.dtype).eps ** 2)
         distance = jnp.where(self.radius > 0, distance, 0)
         moved = searches.shrink_into_ball(distance, jnp.where(offset > 0, above, below), self.radius, self.p)
         moved = moved / jnp.maximum(numerics.norm(moved, self.p), 1)
@@ -208,21 +207,22 @@ class LpBall:
             threshold = lax.top_k(score.ravel(), max(1, score.size // 100))[0][-1]
             chosen = ((score >= threshold) & (score > 0)).astype(self.dtype)
             return self.radius * jnp.sign(scaled) * chosen / jnp.maximum(jnp.sum(chosen), 1)
-        return self.radius * (scaled / searches.positive(numerics.norm(scaled, self.p)))
+        return self.radius * searches.quotient(scaled, numerics.norm(scaled, self.p))
 
     def room(self) -> tuple[Float[Array, "*x"], Float[Array, "*x"]]:
         """Return how far each pixel can go down and up, in units of its radius, or a little more than it can.
 
         In [0, 1]; 0 for a pixel that cannot move at all, only for such a one.
         """
-        radius = searches.positive(self.radius)
         if self.lower is None or self.upper is None:
-            room = self.radius / radius
+            room = jnp.where(self.radius > 0, 1, 0).astype(self.dtype)
             return room, room
 
         def relative(gap: Array) -> Array:
             # A quotient below the smallest number would count as 0, for a pixel that can move.
-            share = jnp.maximum(jnp.minimum(gap, self.radius) / radius, jnp.finfo(self.dtype).tiny)
+            share = jnp.maximum(
+                searches.quotient(jnp.minimum(gap, self.radius), self.radius), jnp.finfo(self.dtype).tiny
+            )
             return jnp.where((gap > 0) & (self.radius > 0), share, 0)
 
         return relative(self.center - self.lower), relative(self.upper - self.center)

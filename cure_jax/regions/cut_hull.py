@@ -103,7 +103,7 @@ class CutHull:
         before, found = (self._knapsack(size / unit, room, w) for w in (low, high))
         # At the best w a pixel may be just about to leave the room of the other ball: c is in between.
         above, below = jnp.maximum(excess(low), 0), jnp.maximum(-excess(high), 0)
-        share = jnp.where(above + below > 0, above / searches.positive(above + below), 1)
+        share = jnp.where(above + below > 0, searches.quotient(above, above + below), 1)
         kept = before.kept + share * (found.kept - before.kept)
         hull = jnp.maximum(jnp.max(self.few * kept), numerics.total(self.many * kept))
         reach = unit * (hull + numerics.total((size / unit - kept) * room))
@@ -136,8 +136,8 @@ class CutHull:
 
         def spent(w: Array) -> tuple[Array, Array]:
             over = jnp.maximum(distance - (1 - w) * many, 0)
-            steep = jnp.where(over > 0, many / searches.positive(few), 0)
-            return jnp.where(over > 0, jnp.where(few > 0, over / searches.positive(few), jnp.inf), 0), steep
+            steep = jnp.where(over > 0, searches.quotient(many, few), 0)
+            return jnp.where(over > 0, jnp.where(few > 0, searches.quotient(over, few), jnp.inf), 0), steep
 
         # Convex in w: more of it helps as long as less than that is spent on what the other ball no longer covers.
         _, w = self._root(lambda w: numerics.total(spent(w)[1]) < 1)
@@ -159,7 +159,7 @@ class CutHull:
         offset = x - self.center
         room = self._room(offset > 0)
         distance = jnp.minimum(jnp.abs(offset), 1 / jnp.finfo(self.dtype).eps)
-        inverse = jnp.where(self.few > 0, 1 / searches.positive(self.few), jnp.inf)
+        inverse = jnp.where(self.few > 0, searches.quotient(jnp.ones_like(self.few), self.few), jnp.inf)
 
         def moved(w: Array, nu: Array) -> Array:
             free = jnp.minimum(self.many * (1 - w), distance)
@@ -168,7 +168,7 @@ class CutHull:
 
         def spent(w: Array, nu: Array) -> Array:
             over = jnp.maximum(moved(w, nu) - self.many * (1 - w), 0)
-            return numerics.total(jnp.where(over > 0, over / searches.positive(self.few), 0))
+            return numerics.total(jnp.where(over > 0, searches.quotient(over, self.few), 0))
 
         most = jnp.max(distance * self.few)
 
@@ -214,13 +214,13 @@ class CutHull:
         """The best use of w times the l_1 ball, beside 1 - w times the l_inf ball."""
         free = jnp.minimum((1 - w) * self.many, room)
         left = jnp.where(self.few > 0, room - free, 0)
-        worth, cap = size * self.few, left / searches.positive(self.few)
+        worth, cap = size * self.few, searches.quotient(left, self.few)
         low, high = searches.critical_size(worth, cap, w)
         critical = (worth > low) & (worth <= high) & (cap > 0)
         rest = w - numerics.total(jnp.where(worth > high, cap, 0))
-        share = jnp.clip(rest / searches.positive(numerics.total(jnp.where(critical, cap, 0))), 0, 1)
+        share = jnp.clip(searches.quotient(rest, numerics.total(jnp.where(critical, cap, 0))), 0, 1)
         taken = jnp.where(size > 0, free + left * jnp.where(worth > high, 1, jnp.where(critical, share, 0)), 0)
-        kept = jnp.minimum(size, jnp.where(self.few > 0, high / searches.positive(self.few), jnp.inf))
+        kept = jnp.minimum(size, jnp.where(self.few > 0, searches.quotient(high, self.few), jnp.inf))
         return _Knapsack(high, jnp.where(room > (1 - w) * self.many, kept, 0), taken)
 
 

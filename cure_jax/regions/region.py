@@ -68,7 +68,8 @@ class Interval:
     @property
     def radius(self) -> Float[Array, "*x"]:
         """Half of the width of the box."""
-        return (self.upper - self.lower) / 2
+        width = self.upper - self.lower
+        return jnp.where(jnp.isfinite(width), width / 2, self.upper / 2 - self.lower / 2)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -30,6 +30,16 @@ def positive(value: Array) -> Array:
     return jnp.where(value > 0, value, 1)
 
 
+def quotient(value: Array, divisor: Array) -> Array:
+    """Return value / divisor for divisor >= 0, the value where that is 0.
+
+    XLA divides by one number for many by way of its reciprocal, which counts as 0 where the number is near the largest
+    one (see `numerics.unit_of`): both are an eighth then.
+    """
+    scale = jnp.where(divisor > 1, 0.125, 1).astype(divisor.dtype)
+    return (value * scale) / (positive(divisor) * scale)
+
+
 def magnitude(x: Array) -> Array:
     """Return |x| with derivative 0 at 0, where that of `jnp.abs` is 1 and would point out of the region."""
     return x * jnp.sign(x)

@@ -162,3 +162,30 @@ def test_radii_are_in_pixels_whatever_the_normalisation_in_the_network(method):
     np.testing.assert_allclose(prove(0.1).margin, margin - 0.1 * difference, rtol=1e-5)
     assert prove(0.99 * margin / difference).verified
     assert not prove(1.01 * margin / difference).verified
+
+
+@pytest.mark.parametrize("p", [1.0, 1.05, 1.5, 2.0, 3.0, math.inf])
+@pytest.mark.parametrize("radius", [5e30, 8.7e37, 3.0e38])
+def test_radii_near_the_largest_number_are_radii(p, radius):
+    """The reciprocal of one radius for all pixels counts as 0 from 2^126 on."""
+    size, within = 9, (-radius, radius)
+
+    def examined(x, radius, point):
+        for bounds in (None, within):
+            region = lp_ball(x, radius, p, bounds)
+            yield {
+                "vertex": region.contains(0.99 * radius * jax.nn.one_hot(2, size), 1e-6),
+                "corner": region.contains(point, 1e-6),
+                "nearest": region.project(point),
+                "room": region.room()[0],
+                "support": region.support(jnp.full(size, 1e-2)),
+            }
+
+    function = jax.jit(jax.vmap(lambda *arguments: list(examined(*arguments))))
+    for found in function(jnp.zeros((1, size)), jnp.array([radius], jnp.float32), jnp.full((1, size), 0.99 * radius)):
+        found = jax.tree.map(lambda value: np.asarray(value[0], np.float64), found)
+        assert found["vertex"]
+        assert found["corner"] == (p == math.inf)
+        assert np.linalg.norm(found["nearest"] / radius, p) == pytest.approx(0.99 if p == math.inf else 1, rel=1e-4)
+        np.testing.assert_allclose(found["room"], 1, rtol=1e-6)
+        assert found["support"] == pytest.approx(1e-2 * radius * size ** (1 - 1 / p), rel=1e-3)
