@@ -8,7 +8,8 @@ cotangent g, stride s, input dilation a and kernel dilation d, both gradients ar
 * for w: of x, dilated by a, with g as the kernel, dilated by s, examples in the place of channels; stride d.
 
 The first one would mostly multiply by zeros where there are strides, and is slow for few channels: it is compiled to a
-convolution for each phase of the stride, or to one matrix product and shifted sums.
+convolution for each phase of the stride, or to one matrix product and shifted sums. The second one has a kernel as
+large as an image and a result as small as a kernel: where there are strides it is one matrix product too.
 
 This form is closed: gradients of gradients have it again. It is a primitive, not a `jax.custom_vjp`, because of
 `jax.vmap`: a batched backward rule would compute one kernel gradient for every example, an array of shape
@@ -16,6 +17,7 @@ This form is closed: gradients of gradients have it again. It is a primitive, no
 before it is differentiated, so a vmapped function of one example costs what a hand-batched one costs.
 """
 
+import functools
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -166,11 +168,16 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any)
 # With so few output channels, or with products that fit into a cache, one matrix product and shifted sums are several
 # times as fast as the library behind XLA.
 _FEW_CHANNELS, _FEW_PRODUCTS = 4, 2**21
+# A kernel that is so many times as large as the result is the cotangent in a kernel gradient. Where strides dilated it,
+# or the image, one matrix product is up to three times as fast, and for one example ten times.
+_FEW_WINDOWS = 4
 
 
 def _without_zeros(lhs: Array, rhs: Array, **params: Any) -> Array:
     """The same convolution, not multiplying by the zeros between the pixels of a dilated image."""
     dilation, pads = params["lhs_dilation"], params["padding"]
+    if _is_kernel_gradient(lhs, rhs, params):
+        return _gathered(lhs, rhs, params)
     if params["window_strides"] != (1, 1) or params["rhs_dilation"] != (1, 1):
         return lax.conv_general_dilated(lhs, rhs, **params)
     products = math.prod(lhs.shape[:3]) * math.prod(rhs.shape[:2]) * rhs.shape[3]
@@ -182,6 +189,37 @@ def _without_zeros(lhs: Array, rhs: Array, **params: Any) -> Array:
         return lax.conv_general_dilated(lhs, rhs, **params)
     around = [(low - k + 1, high - k + 1, 0) for k, (low, high) in zip(rhs.shape[:2], pads, strict=True)]
     return lax.pad(whole, jnp.zeros((), whole.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+
+
+def _is_kernel_gradient(lhs: Array, rhs: Array, params: dict[str, Any]) -> bool:
+    """Whether the kernel is much larger than the result, and either it or the image is dilated."""
+    out = jax.eval_shape(functools.partial(lax.conv_general_dilated, **params), lhs, rhs)
+    dilated = params["lhs_dilation"] != (1, 1) or params["rhs_dilation"] != (1, 1)
+    return dilated and 0 < _FEW_WINDOWS * math.prod(out.shape[1:3]) <= math.prod(rhs.shape[:2])
+
+
+def _gathered(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:
+    """One matrix product: the few windows of an image with the kernel."""
+    zero, (height, width, inputs, outputs) = jnp.zeros((), lhs.dtype), rhs.shape
+    around = [
+        (low, high, step - 1) for (low, high), step in zip(params["padding"], params["lhs_dilation"], strict=True)
+    ]
+    image = lax.pad(lhs, zero, [(0, 0, 0), *around, (0, 0, 0)])
+    (down, right), (below, beside) = params["window_strides"], params["rhs_dilation"]
+    high, wide = _dilated((height, width), (below, beside))
+    rows, columns = (image.shape[1] - high) // down + 1, (image.shape[2] - wide) // right + 1
+    windows = jnp.stack(
+        [
+            lax.slice(image, (0, y, x, 0), (len(image), y + high, x + wide, inputs), (1, below, beside, 1))
+            for y in range(0, rows * down, down)
+            for x in range(0, columns * right, right)
+        ],
+        1,
+    )
+    size, examples = height * width * inputs, len(image)
+    windows, kernel = windows.reshape(examples * rows * columns, size), rhs.reshape(size, outputs)
+    products = jnp.dot(windows, kernel, precision=params["precision"])
+    return products.reshape(examples, rows, columns, outputs)
 
 
 def _scattered(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:

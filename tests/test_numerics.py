@@ -32,6 +32,10 @@ WINDOWS = [
     ((8, 8), (5, 5), (2, 2), "SAME"),
     ((11, 9), (5, 4), (3, 1), "VALID"),
     ((9, 9), (3, 3), (2, 2), ((-1, 2), (1, -2))),
+    # Cotangents much larger than the kernel.
+    ((16, 15), (2, 2), (2, 2), "SAME"),
+    ((21, 24), (3, 2), (2, 3), "VALID"),
+    ((25, 23), (3, 3), (2, 2), ((-2, 1), (2, -1))),
 ]
 DILATED = {
     "kernel": {"rhs_dilation": (2, 3)},
@@ -126,9 +130,10 @@ def test_dilation_has_the_gradients_of_jax(options):
     assert "conv_general_dilated" not in primitives(ours, *operands)
 
 
+@pytest.mark.parametrize("size", [(8, 7), (22, 20)])
 @pytest.mark.parametrize("options", [{}, {"window_strides": (2, 3), "padding": "VALID"}, DILATED["all"]])
-def test_second_derivatives_are_those_of_jax(options):
-    operands = normal(2, 8, 7, 3), normal(3, 2, 3, 4)
+def test_second_derivatives_are_those_of_jax(options, size):
+    operands = normal(2, *size, 3), normal(3, 2, 3, 4)
     ours, theirs = (jax.jit(second_order(f)) for f in pair(**options))
     close(ours(*operands), theirs(*operands))
     assert "conv_general_dilated" not in primitives(ours, *operands)
@@ -159,9 +164,10 @@ def test_other_platforms_are_left_to_jax(monkeypatch):
     assert primitives(lambda *x: ours(*x), normal(2, 8, 7, 3), normal(3, 3, 3, 4)) == {"conv_general_dilated"}
 
 
-def test_no_examples():
+@pytest.mark.parametrize("size", [(8, 7), (22, 20)])
+def test_no_examples(size):
     ours, theirs = (jax.jit(first_order(f)) for f in pair())
-    operands = normal(0, 8, 7, 3), normal(3, 3, 3, 4)
+    operands = normal(0, *size, 3), normal(3, 3, 3, 4)
     value, (image_gradient, kernel_gradient) = ours(*operands)
     assert value.shape == theirs(*operands)[0].shape
     assert image_gradient.shape == operands[0].shape
