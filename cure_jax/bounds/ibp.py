@@ -213,7 +213,8 @@ class _Ball(NamedTuple):
         return Interval.around(self.center, self.radius)
 
 
-# Of a center and a radius, in units of the last place; a sum of many terms is hardly ever off by more.
+# What an end may lose to center and radius, in units of the last place: half a unit to each of them, and half a unit to
+# their sum. Like everywhere in this arithmetic, the rounding of the products that they are summed from is not in it.
 _ROUNDING = 2
 # Monotone in each operand, and falling in the one at this position: the image of a box has the images of its ends. An
 # infinite one, such as the constant of a mask, is lost in centers and radii.

@@ -159,11 +159,13 @@ class CutHull:
         offset = x - self.center
         room = self._room(offset > 0)
         distance = jnp.minimum(jnp.abs(offset), 1 / jnp.finfo(self.dtype).eps)
-        inverse = jnp.where(self.few > 0, searches.quotient(jnp.ones_like(self.few), self.few), jnp.inf)
+
+        def shrinkage(nu: Array) -> Array:
+            return jnp.where(nu > 0, jnp.where(self.few > 0, searches.quotient(nu, self.few), jnp.inf), 0)
 
         def moved(w: Array, nu: Array) -> Array:
             free = jnp.minimum(self.many * (1 - w), distance)
-            shrunk = jnp.maximum(distance - free - jnp.where(nu > 0, nu * inverse, 0), 0)
+            shrunk = jnp.maximum(distance - free - shrinkage(nu), 0)
             return jnp.minimum(free + jnp.where(self.few > 0, shrunk, 0), room)
 
         def spent(w: Array, nu: Array) -> Array:
@@ -179,7 +181,7 @@ class CutHull:
         def more_helps(w: Array) -> Array:
             nu = multiplier(w)
             over = (distance > self.many * (1 - w)) & (room > self.many * (1 - w))
-            push = jnp.minimum(jnp.where(nu > 0, nu * inverse, 0), distance - moved(w, nu))
+            push = jnp.minimum(shrinkage(nu), distance - moved(w, nu))
             return numerics.total(jnp.where(over, self.many * push, 0)) < nu
 
         _, w = self._root(more_helps)
