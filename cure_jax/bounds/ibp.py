@@ -12,6 +12,7 @@ Sources: Gowal et al., "On the Effectiveness of Interval Bound Propagation", arX
 Wong & Kolter, ICML 2018, Section 3; Zhang et al., NeurIPS 2018, Eq. 7.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -97,7 +98,9 @@ def ibp_with_layers(
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
     shrinking: float = 0.0,
 ) -> Callable[[Region], tuple[Interval, Layers]]:
-    """As `ibp`, and returns the intervals inside the network too.
+    """As `ibp`, and returns the intervals inside the network too; for training.
+
+    Unlike those of `ibp` they have no room for rounding: around a point they have no width, as the warm-up expects.
 
     Args:
       f: as for `ibp`.
@@ -119,7 +122,7 @@ def ibp_with_layers(
                 before.append(operands[0])
             return _shrunk(equation, operands, shrinking) if shrinking else operands
 
-        intervals = propagate(graph, region, refine)
+        intervals = propagate(graph, region, refine, _WITHOUT_ROOM)
         output = linear.concretized_output(graph, region, {}, intervals)
         return output, Layers(intervals[_first_mixed(graph).index], tuple(before))
 
@@ -230,7 +233,9 @@ def _input_ball(region: Region) -> _Ball | None:
     return _Ball(region.center, region.radius, p)
 
 
-def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
+def _affine_interval(
+    equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval], *, units: int = _ROUNDING
+) -> Interval:
     if equation.name in _BY_ENDS:
         falls = (position == _BY_ENDS[equation.name] for position in equation.positions)
         ends = [(x.upper, x.lower) if fall else (x.lower, x.upper) for x, fall in zip(operands, falls, strict=True)]
@@ -241,7 +246,7 @@ def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Se
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
     # Of the box [0, r] an end of the image may be small, and center and radius so large that nothing is left of it.
-    rounding = _ROUNDING * jnp.finfo(center.dtype).eps * (jnp.abs(center) + radius)
+    rounding = units * jnp.finfo(center.dtype).eps * (jnp.abs(center) + radius)
     return Interval.around(center, radius + lax.stop_gradient(rounding))
 
 
@@ -250,6 +255,7 @@ def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operan
 
 
 _PLAIN = Steps(lambda region: region.bounding_box(), _input_ball, _affine_interval, _nonlinear_interval)
+_WITHOUT_ROOM = _PLAIN._replace(affine=functools.partial(_affine_interval, units=0))
 
 
 def steps_of(

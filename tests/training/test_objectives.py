@@ -304,6 +304,15 @@ def test_box_ball_bounds_as_the_verifier_with_estimated_norms() -> None:
         objectives.box_ball(ball, 0.2)(_network(f), _X, jnp.int32(0), _ONE, _KEY)
 
 
+def test_intervals_around_a_point_have_no_width_when_training() -> None:
+    """The warm-up divides by widths, and would learn from room for rounding."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).uniform(size=7), jnp.float32)
+    _, layers = ibp_with_layers(lambda x: jax.nn.relu((x - 0.3) / 0.2 @ weights + 100.0))(linf_ball(x, 0.0))
+    for interval in (layers.first, *layers.pre_activations):
+        np.testing.assert_array_equal(interval.radius, 0)
+
+
 def test_shrinking_cuts_what_crosses_zero_and_nothing_else() -> None:
     f = Partial(lambda x: jnp.stack([jax.nn.relu(x[0] - 0.3), jax.nn.relu(x[1] + 1.0), jnp.zeros(())]))
     x = jnp.array([0.3, 0.5])
