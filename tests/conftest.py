@@ -1,6 +1,7 @@
 """What every test runs under: eight CPU devices, and no promotion of dtypes or ranks behind our back."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
@@ -35,6 +36,13 @@ def _register_unchecked_dataclass(nodetype: type, *args, **kwargs) -> type:
 
 
 jax.tree_util.register_dataclass = _register_unchecked_dataclass
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forgetting() -> Iterator[None]:
+    """Forgets compiled programs between files: with those of all, a worker grows to 8 GB and into its limit of maps."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
