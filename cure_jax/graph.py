@@ -99,6 +99,11 @@ class Equation:
         """The positions of the bounded operands."""
         return tuple(i for i, operand in enumerate(self.operands) if isinstance(operand, Node))
 
+    @property
+    def constants(self) -> tuple[jax.Array, ...]:
+        """The operands that do not depend on the input, in order."""
+        return tuple(operand for operand in self.operands if not isinstance(operand, Node))
+
     def evaluate(self, *values: jax.Array) -> jax.Array:
         """Applies the primitive to one value for each bounded operand; the others are as traced."""
         remaining = iter(values)

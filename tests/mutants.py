@@ -16,7 +16,8 @@ import pytest
 
 import cure_jax as cj
 from cure_jax import graph, numerics
-from cure_jax.bounds import coefficients, linear, spectral, vertices
+from cure_jax.bounds.folding import coefficients, linear, vertices
+from cure_jax.bounds.norms import spectral
 from cure_jax.certification import certificate
 from cure_jax.regions import Interval, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry

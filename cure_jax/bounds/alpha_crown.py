@@ -25,9 +25,9 @@ import optax
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds import linear
 from cure_jax.bounds.crown import Intermediate, check_intermediate, relaxed
-from cure_jax.bounds.vertices import ActivatedBall, AtVertices
+from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
-from cure_jax.bounds import linear
+from cure_jax.bounds.folding import linear
 from cure_jax.bounds.ibp import propagate
 from cure_jax.bounds.lipschitz import block_rows, enclosing_ball, reach
-from cure_jax.bounds.spectral import BlockNorms, norms_by_block, row_norms, sources
+from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block, row_norms, sources
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 

@@ -12,11 +12,12 @@ import jax
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds import linear, outward
+from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.vertices import ActivatedBall
 from cure_jax.bounds.ibp import propagate, steps_of
-from cure_jax.bounds.reproducible import traced
-from cure_jax.bounds.rounding import check_arithmetic
-from cure_jax.bounds.vertices import ActivatedBall
+from cure_jax.bounds.rounding import outward
+from cure_jax.bounds.rounding.arithmetic import check_arithmetic
+from cure_jax.bounds.rounding.reproducible import traced
 from cure_jax.regions import Interval, Region
 
 __all__ = ["Intermediate", "Relaxed", "check_intermediate", "crown", "intermediate_bounds", "relaxed"]

@@ -23,10 +23,11 @@ from jax import lax
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
-from cure_jax.bounds import linear, outward, outward_region
-from cure_jax.bounds.pieces import MOVES
-from cure_jax.bounds.reproducible import traced
-from cure_jax.bounds.rounding import check_arithmetic
+from cure_jax.bounds.folding import linear
+from cure_jax.bounds.rounding import outward, outward_region
+from cure_jax.bounds.rounding.arithmetic import check_arithmetic
+from cure_jax.bounds.rounding.primitives import MOVES
+from cure_jax.bounds.rounding.reproducible import traced
 from cure_jax.regions import Interval, LpBall, Region
 
 __all__ = ["Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
@@ -62,7 +63,7 @@ def ibp(
 
     Soundness:
       `lower <= f(x) <= upper` for every x of the region, for f in real arithmetic: up to the rounding of the bounds
-      themselves, or, with "outward", as computed (`cure_jax.bounds.outward` says of which f exactly).
+      themselves, or, with "outward", as computed (`cure_jax.bounds.rounding.outward` says of which f exactly).
 
     Examples:
       >>> import jax.numpy as jnp, cure_jax as cj
@@ -266,7 +267,7 @@ def steps_of(
     Args:
       graph: from `cure_jax.graph.trace`.
       region: the set of inputs.
-      arithmetic: one of `cure_jax.bounds.rounding.ARITHMETICS`.
+      arithmetic: one of `cure_jax.bounds.rounding.arithmetic.ARITHMETICS`.
 
     Returns:
       The steps. And, if they round outward, the intercepts of affine equations by the index of their output, which the

@@ -6,7 +6,7 @@ K |w_j|_2 rho inside an l_2 ball of radius rho; of `margins(f, y)` the rows are 
 map from one nonlinearity to the next (convolution and normalisation together), as an operator on its image size; where
 branches meet, their constants add.
 
-* `lipschitz(f)(region)` proves: the norms of the blocks are the upper bounds of `bounds.spectral`. They depend on the
+* `lipschitz(f)(region)` proves: the norms of the blocks are the upper bounds of `norms.spectral`. They depend on the
   parameters alone; `spectral.block_norms` computes them once, for all images and all methods that take `norms`.
 * `estimated_norms` trains: one power iteration a step, which approaches each norm from BELOW. Nothing it returns
   may enter a certificate.
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
-from cure_jax.bounds.linear import backsubstitute
-from cure_jax.bounds.spectral import BlockNorms, as_block_norms, blocks, norms_by_block, sources
+from cure_jax.bounds.folding.linear import backsubstitute
+from cure_jax.bounds.norms.spectral import BlockNorms, as_block_norms, blocks, norms_by_block, sources
 from cure_jax.graph import Graph, Node
 from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region
 

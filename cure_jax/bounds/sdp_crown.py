@@ -36,10 +36,9 @@ import optax
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.box_ball import Ball, BoxBalls, concretized_on_balls, propagate_balls
-from cure_jax.bounds.linear import pull_affine
+from cure_jax.bounds.folding.linear import pull_affine
 from cure_jax.bounds.lipschitz import certified
-from cure_jax.bounds.pieces import two_pieces
-from cure_jax.bounds.spectral import BlockNorms, norms_by_block
+from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
@@ -317,7 +316,7 @@ def _pull_lines(relaxation: rules.Relaxation, coefficients: jax.Array) -> tuple[
 def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:
     layers = {}
     for equation in graph.equations:
-        pieces = two_pieces(equation)
+        pieces = rules.two_pieces(equation)
         if pieces is not None:
             operand = equation.bounded[0].index
             box = known.intervals[operand]
@@ -341,7 +340,7 @@ def _relaxations(graph: Graph, known: BoxBalls) -> dict[int, rules.Relaxation]:
     relaxations = {}
     for equation in graph.equations:
         rule = rules.lookup(equation)
-        if isinstance(rule, rules.Nonlinear) and two_pieces(equation) is None:
+        if isinstance(rule, rules.Nonlinear) and rules.two_pieces(equation) is None:
             operands = [known.intervals[node.index] for node in equation.bounded]
             relaxations[equation.output.index] = rule.relax(equation, operands, None)
     return relaxations

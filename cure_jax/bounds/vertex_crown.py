@@ -1,7 +1,7 @@
 """CROWN for l_1 balls, its layers bounded at the vertices of the ball.
 
 As `crown`, with one difference: negative coefficients on a convex activation (ReLU, leaky ReLU) do not meet its upper
-line. They are kept, and bounded together with those on the input at the vertices of the ball (`bounds.vertices`), in
+line. They are kept, and bounded together with those on the input at the vertices of the ball (`folding.vertices`), in
 every bound of a neuron inside of the network and of the output. It is to the l_1 ball what `sdp_crown` is to the l_2
 ball: neurons of a layer cannot all be at their extremes at once.
 """
@@ -15,14 +15,13 @@ import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds import coefficients as forms
-from cure_jax.bounds import linear
 from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
-from cure_jax.bounds.coefficients import Window
 from cure_jax.bounds.crown import crown, relaxed
-from cure_jax.bounds.pieces import two_pieces
-from cure_jax.bounds.selection import map_selected
-from cure_jax.bounds.vertices import ActivatedBall, AtVertices, Changes, can_spread
+from cure_jax.bounds.folding import coefficients as forms
+from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.coefficients import Window
+from cure_jax.bounds.folding.selection import map_selected
+from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices, Changes, can_spread
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 from cure_jax.rules.local import Axis, moving_axes
@@ -122,7 +121,7 @@ class _Kept:
     def _at_vertices(
         self, equation: Equation, operands: Sequence[Interval], relaxation: rules.Relaxation
     ) -> AtVertices | None:
-        pieces, slopes = two_pieces(equation), relaxation.upper.slopes
+        pieces, slopes = rules.two_pieces(equation), relaxation.upper.slopes
         if pieces is None or slopes is None or equation.name == "min":
             return None
         kink, (left, right) = pieces

@@ -1,10 +1,12 @@
 """From bounds to verdicts.
 
-`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `dataset` for many.
+`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `dataset` for many;
+`attack_dataset` looks for counterexamples of many. Both share `batches`.
 """
 
+from cure_jax.certification.attack_dataset import DatasetAttack, attack_dataset
 from cure_jax.certification.certificate import Certificate, UnionCertificate, certify, certify_union
-from cure_jax.certification.dataset import DatasetAttack, DatasetCertificate, attack_dataset, certify_dataset
+from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
 

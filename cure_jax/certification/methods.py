@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_crown, vertex_crown
-from cure_jax.bounds.rounding import check_arithmetic
+from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
 __all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight", "tried"]

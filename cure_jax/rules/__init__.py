@@ -4,6 +4,7 @@ See `registry` for what a rule is and CONTRIBUTING.md for how to add one.
 """
 
 from cure_jax.rules import affine, bilinear, clamp, custom, elementwise, pooling, smooth
+from cure_jax.rules.elementwise import two_pieces
 from cure_jax.rules.registry import (
     Affine,
     Domain,
@@ -33,4 +34,5 @@ __all__ = [
     "register",
     "smooth",
     "supported",
+    "two_pieces",
 ]

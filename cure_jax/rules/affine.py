@@ -96,7 +96,7 @@ def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
         return equation.replace_constants(jnp.abs).evaluate(radius)
     if q == math.inf:
         return _row_maxima(equation.replace_constants(jnp.abs), radius)
-    (weights,) = (operand for operand in equation.operands if not isinstance(operand, Node))
+    (weights,) = equation.constants
     largest = _largest(weights)
     unit = numerics.unit_of(largest)
     powers = equation.replace_constants(lambda weights: _power(weights / unit, q))

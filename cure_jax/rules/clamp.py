@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from cure_jax.graph import Equation, Node
+from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 from cure_jax.rules.registry import Nonlinear, Relaxation, elementwise_map, register
 
@@ -24,7 +24,7 @@ _LIMITS = {"relu6": (0.0, 6.0), "hard_tanh": (-1.0, 1.0)}
 
 
 def _limits(equation: Equation) -> tuple[jax.Array, jax.Array]:
-    constants = [operand for operand in equation.operands if not isinstance(operand, Node)]
+    constants = equation.constants
     node = equation.output
     low, high = (
         jnp.broadcast_to(jnp.asarray(limit, node.dtype), node.shape)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cure_jax.graph import Equation, Node
+from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwise_map, register
 
-__all__ = ["relu_slopes"]
+__all__ = ["relu_slopes", "two_pieces"]
 
 _NARROWEST = 1e-16
 
@@ -56,6 +56,23 @@ def relu_slopes(lower: jax.Array, upper: jax.Array, alpha: jax.Array | None) -> 
     return lower_slope, upper_slope, jnp.where(unstable, intercept, 0)
 
 
+def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]] | None:
+    """Kink and slopes of an elementwise function of two straight pieces; its value at the kink is the kink itself."""
+    zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
+    if equation.name == "abs":
+        return equation.output.zeros(), (-one, one)
+    if equation.name not in ("max", "min", "leaky_relu") or len(equation.constants) != 1:
+        return None
+    (constant,) = equation.constants
+    values = jnp.broadcast_to(constant, equation.output.shape)
+    if equation.name == "leaky_relu":
+        return equation.output.zeros(), (values, one)
+    # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
+    neutral = values == (-math.inf if equation.name == "max" else math.inf)
+    flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
+    return kink, (flat, one) if equation.name == "max" else (one, flat)
+
+
 def _unstable(lower: jax.Array, upper: jax.Array) -> jax.Array:
     """Where the sign is not known."""
     return ~((lower >= 0) | (upper <= 0))
@@ -70,7 +87,7 @@ def _scaled(slope: jax.Array, intercept: jax.Array) -> LinearMap:
 
 
 def _constant_of(equation: Equation) -> jax.Array:
-    (constant,) = (operand for operand in equation.operands if not isinstance(operand, Node))
+    (constant,) = equation.constants
     return jnp.broadcast_to(constant, equation.output.shape)
 
 

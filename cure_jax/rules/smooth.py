@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cure_jax.graph import Equation, Node
+from cure_jax.graph import Equation
 from cure_jax.rules.curves import Curve, rule
 from cure_jax.rules.registry import Condition, register
 
@@ -43,7 +43,7 @@ def _normal_density(x: jax.Array) -> jax.Array:
 
 def _constants(equation: Equation) -> list[jax.Array]:
     dtype = equation.output.dtype
-    return [jnp.asarray(operand, dtype) for operand in equation.operands if not isinstance(operand, Node)]
+    return [jnp.asarray(constant, dtype) for constant in equation.constants]
 
 
 def _alpha(equation: Equation) -> jax.Array:

@@ -12,7 +12,7 @@ import pytest
 import cure_jax as cj
 from cure_jax import graph as graphs
 from cure_jax.bounds.box_ball import box_ball, propagate_balls
-from cure_jax.bounds.spectral import BlockNorms, block_norms, norms_by_block
+from cure_jax.bounds.norms.spectral import BlockNorms, block_norms, norms_by_block
 from tests.networks import NETWORKS, grid
 
 _REGIONS: dict[str, Callable[[jax.Array, jax.Array], cj.Region]] = {

@@ -11,8 +11,8 @@ from jax import lax
 import cure_jax as cj
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds import coefficients as forms
-from cure_jax.bounds import linear
+from cure_jax.bounds.folding import coefficients as forms
+from cure_jax.bounds.folding import linear
 from cure_jax.rules.local import moving_axes
 
 

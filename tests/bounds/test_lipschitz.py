@@ -19,7 +19,7 @@ from cure_jax.bounds.lipschitz import (
     lipschitz,
     pairwise_lipschitz,
 )
-from cure_jax.bounds.spectral import BlockNorms, block_norms
+from cure_jax.bounds.norms.spectral import BlockNorms, block_norms
 from cure_jax.regions import Hull
 from tests.networks import NETWORKS, grid
 

@@ -14,8 +14,10 @@ from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax import graph as graphs
-from cure_jax.bounds import linear, outward, outward_region, rounding
-from cure_jax.bounds.rounding import in_float64
+from cure_jax.bounds.folding import linear
+from cure_jax.bounds.rounding import arithmetic as rounding
+from cure_jax.bounds.rounding import outward, outward_region
+from cure_jax.bounds.rounding.arithmetic import in_float64
 from tests import exact, networks
 
 METHODS = {"ibp": cj.ibp, "crown_ibp": functools.partial(cj.crown, intermediate="ibp"), "crown": cj.crown}

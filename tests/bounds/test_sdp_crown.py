@@ -15,8 +15,8 @@ import cure_jax as cj
 from cure_jax import graph as graphs
 from cure_jax.bounds.box_ball import Ball, box_ball, propagate_balls
 from cure_jax.bounds.lipschitz import lipschitz
+from cure_jax.bounds.norms.spectral import BlockNorms, block_norms, norms_by_block
 from cure_jax.bounds.sdp_crown import Layer, _layers, _lower_bound, _Problem, _relaxations, sdp_crown
-from cure_jax.bounds.spectral import BlockNorms, block_norms, norms_by_block
 from tests.networks import NETWORKS, grid
 
 # Looked up when it is called, where a bug can be planted.

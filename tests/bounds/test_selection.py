@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cure_jax.bounds.selection import map_selected
+from cure_jax.bounds.folding.selection import map_selected
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

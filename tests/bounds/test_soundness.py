@@ -166,7 +166,7 @@ def test_jit_vmap_and_chunks_agree_with_the_plain_call(method, monkeypatch):
 
     plain = jnp.stack([lower(x) for x in xs[:1]])
     chex.assert_trees_all_close(jax.jit(jax.vmap(lower))(xs)[:1], plain, atol=1e-5)
-    monkeypatch.setattr("cure_jax.bounds.linear._CHUNK_COEFFICIENTS", 8)
+    monkeypatch.setattr("cure_jax.bounds.folding.linear._CHUNK_COEFFICIENTS", 8)
     chex.assert_trees_all_close(jax.jit(jax.vmap(lower))(xs)[:1], plain, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from cure_jax import graph as graphs
-from cure_jax.bounds import matrix_norms, spectral
+from cure_jax.bounds.norms import matrix_norms, spectral
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 

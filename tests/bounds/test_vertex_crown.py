@@ -81,7 +81,7 @@ def test_windows_are_dense_coefficients(name: str, dense_output: bool) -> None:
     region = cj.l1_ball(x, 0.4, (0.0, 1.0))
     bounds = jax.jit(vertex_crown(f, 0))(region)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("vertex_crown", "linear"):
+        for module in ("vertex_crown", "folding.linear"):
             patch.setattr(sys.modules[f"cure_jax.bounds.{module}"], "moving_axes", lambda graph, node: ())
         dense = jax.jit(vertex_crown(f, 0))(region)
     chex.assert_trees_all_close(bounds, dense, atol=1e-4, rtol=1e-5)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import local
+from launch.pods import local
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ("--", "--config=configs/pod.py:mnist_cpu:max", "--workdir=gs://bucket/a run")
@@ -168,7 +168,7 @@ def test_a_job_that_was_told_to_stop_is_not_started_again(tmp_path: Path, number
     program.write_text(
         f"import time\nwith open({str(started)!r}, 'a') as file:\n    print('started', file=file)\ntime.sleep(600)\n"
     )
-    command = [sys.executable, "launch/local.py", "--processes=1", "--restarts=3", "--", str(program)]
+    command = [sys.executable, "launch/pods/local.py", "--processes=1", "--restarts=3", "--", str(program)]
     job = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
     )
@@ -189,7 +189,7 @@ def test_a_second_ctrl_c_kills_a_job_that_does_not_end(tmp_path: Path) -> None:
         f"signal.signal(signal.SIGTERM, lambda *_: pathlib.Path({str(heard)!r}).write_text('told'))\n"
         f"pathlib.Path({str(heard)!r}).write_text('started')\ntime.sleep(600)\n"
     )
-    command = [sys.executable, "launch/local.py", "--processes=1", "--", str(program)]
+    command = [sys.executable, "launch/pods/local.py", "--processes=1", "--", str(program)]
     job = subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
     )

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from cure_jax.configs import digits
-from launch import scaling
+from launch.pods import scaling
 
 
 def test_bytes_are_read_from_the_program() -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def test_divided_killed_and_stopped_trainings_end_alike(tmp_path: Path) -> None:
     table = tmp_path / "pods.md"
     table.write_text("before\n<!-- soak: begin -->old<!-- soak: end -->\nafter\n")
-    command = [sys.executable, "launch/soak.py", "--quick", f"--root={tmp_path / 'runs'}", f"--table={table}"]
+    command = [sys.executable, "launch/checks/soak.py", "--quick", f"--root={tmp_path / 'runs'}", f"--table={table}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -33,7 +33,7 @@ def test_the_comparison_sees_one_bit_and_one_line(tmp_path: Path) -> None:
     import numpy as np
 
     from cure_jax.training.checkpoints import Checkpoints
-    from launch.parts import endings
+    from launch.checks import endings
 
     def run(name: str, value: float, line: str) -> Path:
         with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import cure_jax as cj
-from launch import soundness
-from launch.parts import changing
-from launch.parts.hunting_grounds import extreme_radii, grounds
+from launch.checks import changing, soundness
+from launch.checks.hunting_grounds import extreme_radii, grounds
 from tests import mutants
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +100,7 @@ def test_radii_are_of_all_sizes():
 
 
 def test_as_a_program(tmp_path):
-    command = [sys.executable, "launch/soundness.py", f"--workdir={tmp_path}", "--pairs=0"]
+    command = [sys.executable, "launch/checks/soundness.py", f"--workdir={tmp_path}", "--pairs=0"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -7,8 +7,8 @@ import pytest
 
 import cure_jax as cj
 from cure_jax.regions import LpBall
-from launch.parts.hunting_grounds import grounds
-from launch.parts.weak_points import extreme_point, weak_points
+from launch.checks.hunting_grounds import grounds
+from launch.checks.weak_points import extreme_point, weak_points
 from tests import networks
 
 PARAMS = networks.mlp_params(0, (64, 16, 5))

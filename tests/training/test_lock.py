@@ -236,7 +236,7 @@ def test_all_processes_of_a_training_hear_that_there_is_another_one(tmp_path: Pa
         "try:\n    with hold(sys.argv[1]):\n        print('held')\n"
         "except ValueError as error:\n    open(f'{sys.argv[1]}.{jax.process_index()}', 'w').write(str(error))\n"
     )
-    command = [sys.executable, "launch/local.py", "--processes=2", "--", str(program), str(tmp_path / "run")]
+    command = [sys.executable, "launch/pods/local.py", "--processes=2", "--", str(program), str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with hold(tmp_path / "run"):
         result = subprocess.run(

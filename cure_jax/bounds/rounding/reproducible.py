@@ -18,8 +18,8 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from cure_jax.bounds.pieces import MOVES
-from cure_jax.bounds.rounding import pinned
+from cure_jax.bounds.rounding.arithmetic import pinned
+from cure_jax.bounds.rounding.primitives import MOVES
 from cure_jax.graph import Graph, UnsupportedPrimitive, trace
 from cure_jax.regions import Region
 

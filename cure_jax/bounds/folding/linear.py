@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from cure_jax import numerics, rules
-from cure_jax.bounds import coefficients as forms
-from cure_jax.bounds import outward, outward_region
-from cure_jax.bounds.coefficients import Coefficients, Window
-from cure_jax.bounds.rounding import lowered, pinned
-from cure_jax.bounds.selection import map_selected
-from cure_jax.bounds.vertices import ActivatedBall, AtVertices
+from cure_jax.bounds.folding import coefficients as forms
+from cure_jax.bounds.folding.coefficients import Coefficients, Window
+from cure_jax.bounds.folding.selection import map_selected
+from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
+from cure_jax.bounds.rounding import outward, outward_region
+from cure_jax.bounds.rounding.arithmetic import lowered, pinned
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes

@@ -1,8 +1,8 @@
 r"""Trains on Google Kubernetes Engine: a JobSet, or the same through xpk.
 
-    python launch/gke.py jobset --name=run --image=IMAGE --topology=8x8 [--spot] [--dry_run] -- \
+    python launch/pods/gke.py jobset --name=run --image=IMAGE --topology=8x8 [--spot] [--dry_run] -- \
         --config=configs/pod.py:mnist_cpu:max --workdir=gs://BUCKET/run
-    python launch/gke.py xpk --name=run --image=IMAGE --cluster=CLUSTER --zone=ZONE --type=v5litepod-64 -- ...
+    python launch/pods/gke.py xpk --name=run --image=IMAGE --cluster=CLUSTER --zone=ZONE --type=v5litepod-64 -- ...
 
 A pod that is told to stop saves its state and ends with status 75, which is a failure for Kubernetes: the JobSet starts
 all pods again, and they resume. The image is made by launch/Dockerfile.
@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.parts.commands import Command, execute, training
+from launch.pods.commands import Command, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the job.")
 _IMAGE = flags.DEFINE_string("image", None, "Of launch/Dockerfile, in a registry that the cluster can read.")

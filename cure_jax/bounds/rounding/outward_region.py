@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from cure_jax import rules
-from cure_jax.bounds.coefficients import Coefficients, Window
-from cure_jax.bounds.outward import LARGEST, constant_of, error_of, image, inner, of_interval
-from cure_jax.bounds.pieces import TERMS
-from cure_jax.bounds.rounding import allowance, around, gamma, kept, lowered, steps_of_total, total, unit
+from cure_jax.bounds.folding.coefficients import Coefficients, Window
+from cure_jax.bounds.rounding.arithmetic import allowance, around, gamma, kept, lowered, steps_of_total, total, unit
+from cure_jax.bounds.rounding.outward import LARGEST, constant_of, error_of, image, inner, of_interval
+from cure_jax.bounds.rounding.primitives import TERMS
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval, LpBall, Region, searches
 

@@ -1,6 +1,7 @@
-"""What each process of `launch/soak.py` runs where `launch/train.py` and `certify.py` do not say enough.
+r"""What each process of `launch/checks/soak.py` runs where `launch/train.py` and `certify.py` do not say enough.
 
-    python launch/local.py --processes=2 --devices=2 -- launch/soak_worker.py --config=... --task=float64 --output=OUT
+    python launch/pods/local.py --processes=2 --devices=2 -- \
+        launch/checks/soak_worker.py --config=... --task=float64 --output=OUT
 
 `--task=verdicts` certifies test images with the network in --workdir; every process writes what it got to
 OUT_PROCESS.npz. `--task=float64` trains in float64, which the launchers do not; the first process writes OUT_0.npz.

@@ -30,8 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from cure_jax import rules
-from cure_jax.bounds import coefficients as forms
-from cure_jax.bounds.coefficients import Coefficients, Window
+from cure_jax.bounds.folding import coefficients as forms
+from cure_jax.bounds.folding.coefficients import Coefficients, Window
 from cure_jax.graph import Node
 from cure_jax.regions import LpBall
 from cure_jax.regions.searches import knapsack

@@ -27,7 +27,7 @@ from jax import lax
 
 from cure_jax import graph as graphs
 from cure_jax import numerics, pytrees, rules
-from cure_jax.bounds.matrix_norms import convolution_norm, gamma, norm_of_rows, slack
+from cure_jax.bounds.norms.matrix_norms import convolution_norm, gamma, norm_of_rows, slack
 from cure_jax.graph import Equation, Graph, Node
 
 __all__ = [
@@ -81,8 +81,8 @@ def block_norms(
       The norms, a pytree of scalars.
 
     Soundness:
-      Each is at least the largest singular value of its block, rounding included (`bounds.spectral`). They hold for the
-      parameters of `f` and no others.
+      Each is at least the largest singular value of its block, rounding included (see the head of this file).
+      They hold for the parameters of `f` and no others.
     """
     graph = graphs.trace(f, example, precision=precision)
     return as_block_norms(graph, [operator_norm(graph, *block) for block in blocks(graph)])

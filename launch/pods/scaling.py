@@ -1,6 +1,6 @@
 """What a training step sends between devices, and what that means for a pod: arithmetic, no measurement of a pod.
 
-    JAX_PLATFORMS=cpu python launch/scaling.py --configs=configs/mnist_small.py:scratch,configs/cifar10_small.py:scratch
+    JAX_PLATFORMS=cpu python launch/pods/scaling.py --configs=mnist_small:scratch,cifar10_small:scratch
 
 Parameters and bytes are counted in the program that would run: the all-reductions of the lowered step on two devices.
 docs/pods.md says what the times assume.

@@ -1,6 +1,6 @@
 """Trains in many ways and under many mishaps on this machine, and compares how it ends.
 
-    python launch/soak.py --root=/tmp/soak --table=docs/pods.md
+    python launch/checks/soak.py --root=/tmp/soak --table=docs/pods.md
 
 Jobs of one and two processes with CPU devices, on loopback: the same training divided differently, processes killed,
 SIGTERM, damaged checkpoints, full disks. The table goes to the terminal and, with --table, between the two marks of
@@ -25,8 +25,8 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import local
-from launch.parts import endings, mishaps
+from launch.checks import endings, mishaps
+from launch.pods import local
 
 _ROOT = flags.DEFINE_string("root", None, "Where the runs go.")
 _TABLE = flags.DEFINE_string("table", None, "Markdown file to put the table into, between its marks.")
@@ -319,10 +319,10 @@ def _wait_for_step(processes: Sequence[subprocess.Popen], workdir: Path, step: i
 
 
 def work(output: Path, job: Job, task: str, *more: str) -> None:
-    """Runs a task of `launch/soak_worker.py`; nothing if it is done."""
+    """Runs a task of `launch/checks/soak_worker.py`; nothing if it is done."""
     if output.with_name(f"{output.name}_0.npz").exists():
         return
-    worker = ["launch/soak_worker.py", *CONFIG, f"--config.parallel={job.parallel}", f"--task={task}"]
+    worker = ["launch/checks/soak_worker.py", *CONFIG, f"--config.parallel={job.parallel}", f"--task={task}"]
     worker += [f"--output={output}", *more]
     with output.with_name(f"{output.name}.log").open("w") as file:
         processes = local.start(worker, job.processes, job.devices, stdout=file, stderr=file)

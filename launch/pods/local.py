@@ -1,6 +1,6 @@
 """Runs a launcher as several processes on this machine, with CPU devices: what a pod does, on loopback.
 
-    python launch/local.py --processes=2 --devices=2 -- launch/train.py --config=configs/digits.py:scratch --workdir=DIR
+    python launch/pods/local.py --processes=2 --devices=2 -- launch/train.py --config=digits:scratch --workdir=DIR
 
 If one process dies the others are ended too, as on a pod, and with --restarts the whole job starts again and resumes.
 SIGTERM and Ctrl-C go to all of them, as SIGTERM; a second Ctrl-C kills them. --dry_run prints the commands.
@@ -23,7 +23,7 @@ _DEVICES = flags.DEFINE_integer("devices", 1, "CPU devices of each.", lower_boun
 _RESTARTS = flags.DEFINE_integer("restarts", 0, "How often the job may start again after one of them died.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands instead of running them.")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(devices: int) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Trains under Slurm: one process for every GPU, or every node without GPUs.
 
-    python launch/slurm.py --nodes=2 --gpus_per_node=8 --time=12:00:00 [--dry_run] -- --config=... --workdir=/shared/run
+    python launch/pods/slurm.py --nodes=2 --gpus_per_node=8 --time=12:00:00 [--dry_run] -- --config=... --workdir=RUN
 
 Slurm sends SIGTERM before the time is over or the job is preempted: it saves its state, goes back into the queue, and
 resumes. The work directory and the environment of this Python must be visible on all nodes.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch.parts.commands import Command, execute, training
+from launch.pods.commands import Command, execute, training
 
 _NODES = flags.DEFINE_integer("nodes", 1, "How many.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus_per_node", 8, "GPUs of each; 0: CPUs only, one process a node.", lower_bound=0)
@@ -46,7 +46,7 @@ def script(arguments: Sequence[str]) -> str:
         options.append(f"--gpus-per-node={_GPUS.value}")
     if _PARTITION.value:
         options.append(f"--partition={_PARTITION.value}")
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = shlex.join([sys.executable, *arguments, f"--preempted_status={_PREEMPTED}"])
     lines = [
         "#!/usr/bin/env bash",

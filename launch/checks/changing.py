@@ -17,8 +17,8 @@ import cure_jax as cj
 from cure_jax.certification.certificate import proves
 from cure_jax.certification.methods import bound_method
 from cure_jax.regions import Region, lp_ball
-from launch.parts.hunting_grounds import PIXELS
-from launch.parts.weak_points import TOLERANCE, smallest_margin
+from launch.checks.hunting_grounds import PIXELS
+from launch.checks.weak_points import TOLERANCE, smallest_margin
 
 __all__ = ["ACTIVATIONS", "LABELS", "Changing"]
 

@@ -2,7 +2,7 @@
 
 *Dense* coefficients are an array of the node's shape. The objectives that are neurons of a convolutional layer depend
 on a window of the layers before it, and their coefficients are kept on this `Window` alone: behind five 3x3
-convolutions on 28x28, of at most 15x15 entries. Both forms go through the same fold (`bounds.linear`), which knows
+convolutions on 28x28, of at most 15x15 entries. Both forms go through the same fold (`folding.linear`), which knows
 them by the functions of this file: `pull`, `pull_lines`, `inner`, `add`.
 
 Everything is written for ONE objective; `jax.vmap` over its position and row makes a batch of small convolutions of it.

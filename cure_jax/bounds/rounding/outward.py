@@ -29,9 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from cure_jax import rules
-from cure_jax.bounds.coefficients import Coefficients, Window
-from cure_jax.bounds.pieces import MOVES, SELECTIONS, TERMS, VERTICES, constants
-from cure_jax.bounds.rounding import allowance, around, gamma, kept, steps_of_total, total, unit, widened
+from cure_jax.bounds.folding.coefficients import Coefficients, Window
+from cure_jax.bounds.rounding.arithmetic import allowance, around, gamma, kept, steps_of_total, total, unit, widened
+from cure_jax.bounds.rounding.primitives import MOVES, SELECTIONS, TERMS, VERTICES
 from cure_jax.graph import Equation, Graph, UnsupportedPrimitive
 from cure_jax.regions import Interval
 
@@ -163,7 +163,7 @@ def nonlinear_interval(equation: Equation, rule: rules.Nonlinear, operands: Sequ
     if equation.name == "leaky_relu":
         return widened(found.lower, found.upper, kept(few * _magnitude(found)))
     if equation.name in VERTICES:
-        for constant in constants(equation):
+        for constant in equation.constants:
             # Not `kept`: 0 stays 0.
             room = 2 * few * _finite(constant, found.shape)
             found = Interval(found.lower - room, found.upper + room)
@@ -227,7 +227,7 @@ def affine_intercepts(
       The intercepts, or None for an equation that copies coefficients and has no constant.
     """
     terms, dtype = TERMS[equation.name](equation), _dtype(equation)
-    error, has_constant = _rounded(terms.backward, uses, dtype), rule.offset and len(constants(equation)) > 0
+    error, has_constant = _rounded(terms.backward, uses, dtype), rule.offset and len(equation.constants) > 0
     if error == 0 and not has_constant:
         return None
     sizes = [_magnitude(x) for x in operands]
@@ -256,7 +256,7 @@ def relaxed_intercepts(
     points = VERTICES[equation.name](equation, operands)
     values = [equation.evaluate(*point) for point in points]
     height = functools.reduce(jnp.maximum, map(jnp.abs, values))
-    for constant in constants(equation):
+    for constant in equation.constants:
         height = height + _finite(constant, height.shape)
 
     def room(line: rules.LinearMap, sign: int) -> jax.Array:

@@ -1,9 +1,9 @@
 """Trains on Cloud TPU VMs, on demand or spot, through queued resources: `gcloud` commands.
 
-    python launch/tpu.py create --name=pod --zone=us-west4-a --type=v5litepod-64 --spot [--dry_run]
-    python launch/tpu.py setup  --name=pod --zone=us-west4-a
-    python launch/tpu.py train  --name=pod --zone=us-west4-a -- --config=configs/pod.py:mnist_cpu:max --workdir=gs://BUCKET/run
-    python launch/tpu.py logs|status|delete --name=pod --zone=us-west4-a
+    python launch/pods/tpu.py create --name=pod --zone=us-west4-a --type=v5litepod-64 --spot [--dry_run]
+    python launch/pods/tpu.py setup  --name=pod --zone=us-west4-a
+    python launch/pods/tpu.py train  --name=pod --zone=us-west4-a -- --config=configs/pod.py:mnist_cpu:max --workdir=gs://BUCKET/run
+    python launch/pods/tpu.py logs|status|delete --name=pod --zone=us-west4-a
 
 `train` starts one process on every host and returns; each writes cure_jax/train.log. A job that is preempted has saved
 its state; create, set up and train again with the same --workdir, and it continues.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch.parts.commands import Command, execute, training
+from launch.pods.commands import Command, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the TPU.")
 _ZONE = flags.DEFINE_string("zone", None, "Where it is.")
@@ -65,7 +65,7 @@ def create() -> list[Command]:
 
 def setup() -> list[Command]:
     """Copies this code to all hosts and installs it."""
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     install = (
         "mkdir -p cure_jax && tar xzf cure_jax.tar.gz -C cure_jax && cd cure_jax"
         " && bash launch/environment.sh tpu,cloud,data,logging"

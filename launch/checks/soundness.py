@@ -1,6 +1,6 @@
 """Hunts for broken certificates: a network, an image and a region that was certified, and a point that breaks it.
 
-    python launch/soundness.py --workdir=runs/soundness
+    python launch/checks/soundness.py --workdir=runs/soundness
 
 trains four small networks on the embedded digits, bounds the margins of every image on many regions (radii from 1e-30
 to 1e38; norms between 1 and 3 that the seed draws) by every method, and searches each region for the smallest margin:
@@ -33,10 +33,11 @@ import cure_jax as cj
 from cure_jax import data, models, training
 from cure_jax.certification import METHODS
 from cure_jax.progress import progress
-from launch.parts import changing, common
-from launch.parts.findings import Tally, enter, table, totals
-from launch.parts.hunting_grounds import Ground, extreme_radii, grounds, usual_radii
-from launch.parts.weak_points import MakeRegion, weakest
+from launch.checks import changing
+from launch.checks.findings import Tally, enter, table, totals
+from launch.checks.hunting_grounds import Ground, extreme_radii, grounds, usual_radii
+from launch.checks.weak_points import MakeRegion, weakest
+from launch.parts import common
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the table and a counterexample go.")
 _PAIRS = flags.DEFINE_integer("pairs", 100_000, "How many (network, image, region) to bound and attack, at least.")

@@ -8,15 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cure_jax.graph import Equation, Node
+from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 
-__all__ = ["MOVES", "SELECTIONS", "TERMS", "VERTICES", "Terms", "constants", "two_pieces"]
-
-
-def constants(equation: Equation) -> list[jax.Array]:
-    """The operands that do not depend on the input."""
-    return [operand for operand in equation.operands if not isinstance(operand, Node)]
+__all__ = ["MOVES", "SELECTIONS", "TERMS", "VERTICES", "Terms"]
 
 
 class Terms(NamedTuple):
@@ -33,13 +28,13 @@ class Terms(NamedTuple):
 
 def _of_product(equation: Equation) -> Terms:
     position, numbers = 1 - equation.positions[0], equation.params["dimension_numbers"]
-    (weights,) = constants(equation)
+    (weights,) = equation.constants
     contracted, shared = (math.prod(weights.shape[i] for i in axes[position]) for axes in numbers)
     return Terms(contracted, weights.size // max(1, contracted * shared))
 
 
 def _of_convolution(equation: Equation) -> Terms:
-    (kernel,) = constants(equation)
+    (kernel,) = equation.constants
     outputs, inputs = (max(1, kernel.shape[i]) for i in equation.params["dimension_numbers"].rhs_spec[:2])
     return Terms(kernel.size // outputs, kernel.size // inputs)
 
@@ -112,7 +107,7 @@ def _with_kinks(x: Interval, kinks: Sequence[jax.Array]) -> list[Point]:
 def _where_equal(equation: Equation, operands: Sequence[Interval]) -> list[Point]:
     """Of the maximum or minimum of a bounded operand and a constant, or of two bounded ones."""
     if len(operands) == 1:
-        kinks = [jnp.broadcast_to(constant, equation.output.shape) for constant in constants(equation)]
+        kinks = [jnp.broadcast_to(constant, equation.output.shape) for constant in equation.constants]
         return _with_kinks(operands[0], kinks)
     x, y = operands
     low, high = jnp.maximum(x.lower, y.lower), jnp.minimum(x.upper, y.upper)
@@ -139,20 +134,3 @@ VERTICES: Mapping[str, Callable[[Equation, Sequence[Interval]], list[Point]]] = 
     **dict.fromkeys(("abs", "leaky_relu"), _at_zero),
     **dict.fromkeys(("clamp", "clip", "relu6", "hard_tanh"), _at_limits),
 }
-
-
-def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Array]] | None:
-    """Kink and slopes of an elementwise function of two straight pieces; its value at the kink is the kink itself."""
-    zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
-    if equation.name == "abs":
-        return equation.output.zeros(), (-one, one)
-    if equation.name not in ("max", "min", "leaky_relu") or len(constants(equation)) != 1:
-        return None
-    (constant,) = constants(equation)
-    values = jnp.broadcast_to(constant, equation.output.shape)
-    if equation.name == "leaky_relu":
-        return equation.output.zeros(), (values, one)
-    # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
-    neutral = values == (-math.inf if equation.name == "max" else math.inf)
-    flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
-    return kink, (flat, one) if equation.name == "max" else (one, flat)

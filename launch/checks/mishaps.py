@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from launch.parts import endings
+from launch.checks import endings
 
 
 def keep_until(checkpoints: Path, step: int) -> None:

@@ -1,0 +1,1 @@
+"""The backward fold that linear bounds share, and the forms of coefficients that it moves."""

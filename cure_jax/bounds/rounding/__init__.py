@@ -1,0 +1,1 @@
+"""What `arithmetic="outward"` knows about rounding, and bounds in float64."""

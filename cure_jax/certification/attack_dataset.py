@@ -1,0 +1,119 @@
+"""Attacks on many examples: a host loop around jitted one-example functions."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cure_jax import attacks
+from cure_jax.certification.batches import (
+    MakeRegion,
+    Model,
+    as_pytree,
+    check_divides,
+    checked,
+    divided,
+    in_batches,
+    own_radii,
+    predicts,
+    shown,
+)
+
+__all__ = ["DatasetAttack", "attack_dataset"]
+
+_LOSSES = ("cross_entropy", "margin")
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetAttack:
+    """Which examples no attack could break, in the order of the examples.
+
+    Attributes:
+      survived: by norm, `[examples]`: right at the example and at every point the attack found.
+    """
+
+    survived: dict[str, np.ndarray]
+
+    @property
+    def union(self) -> np.ndarray:
+        """`[examples]`: not broken in any norm."""
+        return np.all(np.stack(list(self.survived.values())), axis=0)
+
+
+def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
+    f: Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    regions: Mapping[str, MakeRegion],
+    *,
+    key: jax.Array,
+    radii: Mapping[str, np.ndarray] | None = None,
+    steps: int = 40,
+    restarts: int = 3,
+    batch_size: int = 100,
+    mesh: Mesh | None = None,
+    show_progress: bool = False,
+) -> DatasetAttack:
+    """Attacks many examples in several norms: an upper bound on what can be certified.
+
+    Args:
+      f: as for `certify_dataset`.
+      images: `[examples, *x]`, pixels in [0, 1].
+      labels: `[examples]`.
+      regions: as for `certify_dataset`.
+      key: for random starts; each example and norm draws its own.
+      radii: as for `certify_dataset`.
+      steps: of projected gradient descent, for each of two losses (cross-entropy and margin).
+      restarts: for each loss.
+      batch_size: examples at once.
+      mesh: as for `certify_dataset`.
+      show_progress: whether to show a progress bar.
+
+    Returns:
+      Which examples survived, in the order of the examples.
+
+    Raises:
+      ValueError: if examples, labels or radii are out of range or do not fit together, there is no region, or a batch
+        does not divide over the devices.
+    """
+    images, labels = checked(f, images, labels, regions, batch_size)
+    own = own_radii(radii or {}, regions, images)
+    check_divides(batch_size, mesh)
+    f, survived = as_pytree(f), {}
+    with shown(len(images) * len(regions), "attack", show_progress) as advance:
+        for index, (norm, make_region) in enumerate(regions.items()):
+            numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
+            batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
+            whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
+            survived[norm] = in_batches(batch, whole, divided, batch_size, mesh, advance)["survived"]
+    return DatasetAttack(survived)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "restarts", "mesh"))
+def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
+    f: Model,
+    make_region: MakeRegion,
+    key: jax.Array,
+    x: jax.Array,
+    label: jax.Array,
+    number: jax.Array,
+    *radius: jax.Array,
+    steps: int,
+    restarts: int,
+    mesh: Mesh | None,
+) -> dict[str, jax.Array]:
+    def batch(f: Model, make_region: MakeRegion, key: jax.Array, *examples: jax.Array) -> dict[str, jax.Array]:
+        def one(x: jax.Array, label: jax.Array, number: jax.Array, *radius: jax.Array) -> jax.Array:
+            standing, own = predicts(f, x, label), jax.random.fold_in(key, number)
+            for index, loss in enumerate(_LOSSES):
+                folded, region = jax.random.fold_in(own, index), make_region(x, *radius)
+                found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
+                standing &= predicts(f, found, label)
+            return standing
+
+        return {"survived": jax.vmap(one)(*examples)}
+
+    return divided(batch, mesh, 3)(f, make_region, key, x, label, number, *radius)

@@ -1,0 +1,158 @@
+"""Many examples in batches of one shape, on one device or many: what certificates and attacks share."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
+
+from cure_jax import distributed
+from cure_jax.equality import ByValue
+from cure_jax.progress import progress
+from cure_jax.regions import Region
+from cure_jax.validation import validate
+
+__all__ = [
+    "MakeRegion",
+    "Model",
+    "as_pytree",
+    "check_divides",
+    "checked",
+    "divided",
+    "in_batches",
+    "own_radii",
+    "predicts",
+    "shown",
+]
+
+# From an example, or an example and its own radius.
+MakeRegion = Callable[..., Region]
+Model = Callable[[jax.Array], jax.Array]
+
+
+@contextlib.contextmanager
+def shown(total: int, description: str, show: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar of so many images, or nothing; yields what is told how many more are done."""
+    if not show:
+        yield lambda count: None
+        return
+    with progress(total, description, unit="images") as bar:
+        yield bar.advance
+
+
+def predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
+    """Whether `f` says `label`; not where a logit is infinite or not a number."""
+    logits = f(x)
+    return (jnp.argmax(logits) == label) & jnp.all(jnp.isfinite(logits))
+
+
+def divided(batch: Callable[..., Any], mesh: Mesh | None, whole: int) -> Callable[..., Any]:
+    """A function of batches on the devices of a mesh; its first `whole` arguments go to all of them."""
+    if mesh is None:
+        return batch
+    (axis,) = mesh.axis_names
+
+    def on_devices(*arguments: Any) -> Any:
+        specs = (PartitionSpec(),) * whole + (PartitionSpec(axis),) * (len(arguments) - whole)
+        mapped = jax.shard_map(batch, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(axis), check_vma=False)
+        return mapped(*arguments)
+
+    return on_devices
+
+
+def in_batches(
+    function: Callable[..., dict[str, jax.Array]],
+    whole: tuple[Any, ...],
+    arrays: Sequence[np.ndarray],
+    batch_size: int,
+    mesh: Mesh | None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, np.ndarray]:
+    """Applies a function of `whole` and of batches to arrays of examples."""
+    total, results = len(arrays[0]), []
+    to_all, to_each = _placement(mesh)
+    whole = to_all(whole)
+    for start in range(0, total, batch_size):
+        # The last batch repeats its last example, so that one shape is compiled.
+        rows = np.minimum(np.arange(start, start + batch_size), total - 1)
+        result = distributed.fetch(function(*whole, *to_each([array[rows] for array in arrays])))
+        count = min(batch_size, total - start)
+        results.append({name: value[:count] for name, value in result.items()})
+        advance(count)
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def _placement(mesh: Mesh | None) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How arguments reach the devices of a mesh: those that all devices need, and batches to be divided.
+
+    Within one process JAX does it. Of several, each hands its own devices their part.
+    """
+    if mesh is None or not distributed.spans_processes(mesh.devices.flat):
+        return lambda tree: tree, lambda batch: batch
+    own = [device.process_index == jax.process_index() for device in mesh.devices.flat]
+
+    def part(array: np.ndarray) -> np.ndarray:
+        return array.reshape(len(own), -1, *array.shape[1:])[own].reshape(-1, *array.shape[1:])
+
+    def to_each(batch: Any) -> Any:
+        return distributed.divide(jax.tree.map(part, batch), mesh, PartitionSpec(*mesh.axis_names))
+
+    return lambda tree: distributed.replicate(tree, mesh), to_each
+
+
+def check_divides(batch_size: int, mesh: Mesh | None) -> None:
+    """Raises ValueError for a batch that does not divide over the devices."""
+    if mesh is not None and batch_size % mesh.devices.size:
+        raise ValueError(
+            f"batch_size {batch_size} does not divide over the {mesh.devices.size} devices of the mesh. Choose a "
+            f"multiple of {mesh.devices.size}."
+        )
+
+
+def as_pytree(function: Callable[..., Any]) -> Partial:
+    """A callable as an argument of compiled functions: what it holds as a `Partial` is traced, the rest compiled in.
+
+    What is compiled in may be another the next time (an `nnx` module after a step of training), so a plain callable
+    becomes a new function, for which nothing has been compiled yet.
+    """
+    if isinstance(function, Partial):
+        return Partial(ByValue(function.func), *function.args, **function.keywords)
+    return Partial(lambda *args: function(*args))
+
+
+def checked(
+    f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images as floats and labels as int32, or ValueError with what is wrong with them."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; expected at least 1. Raise it.")
+    if not regions:
+        raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
+    # float64 where 64-bit types are on.
+    dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))
+    return validate(images, labels, logits.shape[0], dtype)
+
+
+def own_radii(
+    radii: Mapping[str, np.ndarray], regions: Mapping[str, MakeRegion], images: np.ndarray
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """By norm, the radii of the examples, if they have any of their own."""
+    if unknown := sorted(radii.keys() - regions.keys()):
+        raise ValueError(f"radii names {', '.join(unknown)}; regions has {', '.join(regions)}. Use the same names.")
+    own: dict[str, tuple[np.ndarray, ...]] = {norm: () for norm in regions}
+    for norm, values in radii.items():
+        values = np.asarray(values, images.dtype)
+        if values.shape not in (images.shape[:1], images.shape):
+            raise ValueError(
+                f"radii[{norm!r}] has shape {values.shape}; expected {images.shape[:1]}, a radius for each example, or "
+                f"{images.shape}, one for each pixel."
+            )
+        if not np.all((values >= 0) & np.isfinite(values)):
+            raise ValueError(f"radii[{norm!r}] must be finite and at least 0; correct it.")
+        own[norm] = (values,)
+    return own

@@ -1,0 +1,1 @@
+"""Long checks of the library itself: certificates under attack, trainings under mishaps."""
