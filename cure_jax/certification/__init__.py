@@ -9,6 +9,7 @@ from cure_jax.certification.certificate import Certificate, UnionCertificate, ce
 from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
+from cure_jax.certification.specification import UnsafeSet
 
 __all__ = [
     "METHODS",
@@ -16,6 +17,7 @@ __all__ = [
     "DatasetAttack",
     "DatasetCertificate",
     "UnionCertificate",
+    "UnsafeSet",
     "attack_dataset",
     "bound_method",
     "certify",

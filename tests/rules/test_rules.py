@@ -203,6 +203,7 @@ def _points(equation: graphs.Equation, boxes: list[Interval], seed: int, count: 
     return [points[node.index] for node in equation.bounded]
 
 
+@functools.cache
 def _nonlinear() -> list[str]:
     return [name for name, case in CASES.items() if isinstance(rules.lookup(_equation(case)), rules.Nonlinear)]
 
