@@ -47,6 +47,8 @@ _CALLS: Mapping[str, str] = {
     "remat2": "jaxpr",
 }
 _CONVOLUTIONS = ("conv_general_dilated", "convolution")
+# Primitives of `numerics`, which have the parameters of JAX's own.
+_ALIASES = {"convolution": "conv_general_dilated", "total": "reduce_sum"}
 # These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
 _BROADCASTING = ("add", "sub", "mul", "div", "max", "min")
 # Found, not imported: flax need not be there.
@@ -253,7 +255,7 @@ class _Flattener:
             return self._split(equation, operands[0], source)
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
-        name = "conv_general_dilated" if name in _CONVOLUTIONS else name
+        name = _ALIASES.get(name, name)
         output = equation.outvars[0].aval
         if name == "stop_gradient":
             # An identity, whose derivative is not: coefficients must not be pulled back through it.

@@ -7,32 +7,35 @@ cotangent g, stride s, input dilation a and kernel dilation d, both gradients ar
 * for x: of g, dilated by s, with w flipped in space and its channels swapped; stride a, kernel dilation d;
 * for w: of x, dilated by a, with g as the kernel, dilated by s, examples in the place of channels; stride d.
 
-The first one would mostly multiply by zeros where there are strides, and is slow for few channels: it is compiled to a
-convolution for each phase of the stride, or to one matrix product and shifted sums. The second one has a kernel as
-large as an image and a result as small as a kernel: where there are strides it is one matrix product too.
+On CPU the first one would mostly multiply by zeros where there are strides, and is slow for few channels: it is
+compiled to a convolution for each phase of the stride, or to one matrix product and shifted sums. The second one has a
+kernel as large as an image and a result as small as a kernel: where there are strides it is one matrix product too.
 
 This form is closed: gradients of gradients have it again. It is a primitive, not a `jax.custom_vjp`, because of
 `jax.vmap`: a batched backward rule would compute one kernel gradient for every example, an array of shape
 [batch, height, width, input, output], and sum them afterwards. The primitive merges the batch into the axis of examples
 before it is differentiated, so a vmapped function of one example costs what a hand-batched one costs.
+
+Which form is compiled is decided when a program is lowered, for the platform that it is lowered for. A program that is
+compiled or exported on one machine for another one has the form of the other.
 """
 
 import functools
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.extend.core.primitives import conv_general_dilated_p
+from jax.extend.core.primitives import conv_general_dilated_p, reduce_sum_p
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Shaped
 
-__all__ = ["convolution", "dual", "norm", "pmean", "psum", "root", "total"]
+__all__ = ["convolution", "dual", "norm", "pinned", "pmean", "psum", "root", "total"]
 
 Tree = TypeVar("Tree")
 
@@ -56,11 +59,11 @@ def convolution(  # noqa: PLR0913  (the signature of jax.lax.conv_general_dilate
     """`jax.lax.conv_general_dilated`, with gradients that are fast on CPU.
 
     The arguments are those of `jax.lax.conv_general_dilated`, from a call or from the parameters of its equation in a
-    jaxpr; the values are the same. `flax.linen.Conv(conv_general_dilated=convolution)` takes it. On CPU a 2-D
-    convolution of floating-point NHWC images with an HWIO kernel, without groups, becomes the primitive `convolution`,
-    whose parameters are again those of `conv_general_dilated`. Everything else is left to JAX: other platforms, other
-    layouts, meshes with explicit axes, and operands that vary over different axes of a `jax.shard_map` with
-    `check_vma=True`.
+    jaxpr; the values are the same. `flax.linen.Conv(conv_general_dilated=convolution)` takes it. A 2-D convolution of
+    floating-point NHWC images with an HWIO kernel, without groups, becomes the primitive `convolution`, whose
+    parameters are again those of `conv_general_dilated`; compiled for another platform than CPU it is that. Everything
+    else is left to JAX: other layouts, meshes with explicit axes, and operands that vary over different axes of a
+    `jax.shard_map` with `check_vma=True`.
 
     Args:
       lhs: images; [batch, height, width, input channels] in the fast form.
@@ -92,7 +95,7 @@ def convolution(  # noqa: PLR0913  (the signature of jax.lax.conv_general_dilate
         "preferred_element_type": preferred_element_type,
         "out_sharding": out_sharding,
     }
-    if jax.default_backend() != "cpu" or not _has_fast_form(lhs, rhs, params):
+    if not _has_fast_form(lhs, rhs, params):
         return lax.conv_general_dilated(lhs, rhs, **params)
     if isinstance(padding, str):
         kernel = _dilated(rhs.shape[:2], params["rhs_dilation"])
@@ -161,8 +164,7 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any)
         rhs = jnp.moveaxis(rhs, rhs_axis, 3)
         out = convolution_p.bind(lhs, lax.collapse(rhs, 3, 5), **params)
         return out.reshape(*out.shape[:3], *rhs.shape[3:]), 3
-    # On CPU a loop of convolutions is mostly two to five times as fast as the grouped one that JAX would make of them.
-    return lax.map(lambda pair: convolution_p.bind(*pair, **params), (lhs, jnp.moveaxis(rhs, rhs_axis, 0))), 0
+    return convolutions_p.bind(lhs, jnp.moveaxis(rhs, rhs_axis, 0), **params), 0
 
 
 # With so few output channels, or with products that fit into a cache, one matrix product and shifted sums are several
@@ -262,19 +264,82 @@ def _woven(phases: Array, lhs: Array, rhs: Array, params: dict[str, Any]) -> Arr
     return whole[:, :height, :width]
 
 
+def _lower(primitive: Primitive, function: Callable[..., Array], on_cpu: Callable[..., Array]) -> None:
+    """How a primitive is compiled: for CPU in a form of its own, for every other platform as JAX's own function."""
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
+
+
 convolution_p = Primitive("convolution")
 convolution_p.def_impl(lax.conv_general_dilated)
 convolution_p.def_abstract_eval(lambda lhs, rhs, **params: conv_general_dilated_p.abstract_eval(lhs, rhs, **params)[0])
-mlir.register_lowering(convolution_p, mlir.lower_fun(_fastest, multiple_results=False))
+_lower(convolution_p, lax.conv_general_dilated, _fastest)
 ad.defbilinear(convolution_p, _image_gradient, _kernel_gradient)
 batching.primitive_batchers[convolution_p] = _batch
+
+
+# A convolution for each pair of images and a kernel, `[pairs, ...]` both: what `jax.vmap` over both makes.
+
+
+def _in_pairs(lhs: Array, rhs: Array, **params: Any) -> Array:
+    return jax.vmap(functools.partial(lax.conv_general_dilated, **params))(lhs, rhs)
+
+
+def _in_a_loop(lhs: Array, rhs: Array, **params: Any) -> Array:
+    """Mostly two to five times as fast on CPU as the grouped convolution that JAX makes of them."""
+    return lax.map(lambda pair: convolution_p.bind(*pair, **params), (lhs, rhs))
+
+
+def _shape_of_pairs(lhs: Any, rhs: Any, **params: Any) -> Any:
+    one = jax.eval_shape(
+        functools.partial(lax.conv_general_dilated, **params),
+        *(jax.ShapeDtypeStruct(operand.shape[1:], operand.dtype) for operand in (lhs, rhs)),
+    )
+    return lhs.update(shape=(lhs.shape[0], *one.shape))
+
+
+class _Unknown(NamedTuple):
+    """The operand of a bilinear map that its gradient is for: known by its shape alone."""
+
+    aval: jax.ShapeDtypeStruct
+
+
+def _one(operand: Any) -> _Unknown:
+    return _Unknown(jax.ShapeDtypeStruct(operand.aval.shape[1:], operand.aval.dtype))
+
+
+def _image_gradients(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
+    return jax.vmap(lambda cotangent, rhs: _image_gradient(cotangent, _one(lhs), rhs, **params))(cotangent, rhs)
+
+
+def _kernel_gradients(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
+    return jax.vmap(lambda cotangent, lhs: _kernel_gradient(cotangent, lhs, _one(rhs), **params))(cotangent, lhs)
+
+
+def _batch_of_pairs(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
+    (size,) = {operand.shape[axis] for operand, axis in zip(operands, axes, strict=True) if axis is not None}
+    whole = [
+        jnp.broadcast_to(operand, (size, *operand.shape)) if axis is None else jnp.moveaxis(operand, axis, 0)
+        for operand, axis in zip(operands, axes, strict=True)
+    ]
+    out = convolutions_p.bind(*(lax.collapse(operand, 0, 2) for operand in whole), **params)
+    return out.reshape(size, -1, *out.shape[1:]), 0
+
+
+convolutions_p = Primitive("convolutions")
+convolutions_p.def_impl(_in_pairs)
+convolutions_p.def_abstract_eval(_shape_of_pairs)
+_lower(convolutions_p, _in_pairs, _in_a_loop)
+ad.defbilinear(convolutions_p, _image_gradients, _kernel_gradients)
+batching.primitive_batchers[convolutions_p] = _batch_of_pairs
 
 
 def total(x: Float[Array, "..."]) -> Float[Array, ""]:
     """Returns the sum of all entries of x.
 
-    On CPU it is a product with ones: what XLA makes of sums over several axes of a batch, `jax.vmap(jnp.sum)`, was
-    measured to take up to 70 times as long (a batch of 49 arrays of shape [15, 15, 1]: 166 instead of 2.2 us).
+    It is the primitive `total`, which has the parameters of `reduce_sum`. Compiled for CPU it is a product with ones:
+    what XLA makes there of sums over several axes of a batch, `jax.vmap(jnp.sum)`, was measured to take up to 70 times
+    as long (a batch of 49 arrays of shape [15, 15, 1]: 166 instead of 2.2 us).
 
     Args:
       x: an array of any shape.
@@ -286,9 +351,76 @@ def total(x: Float[Array, "..."]) -> Float[Array, ""]:
       >>> print(total(jnp.array([[1.0, 2.0], [3.0, 4.0]])))
       10.0
     """
-    if jax.default_backend() != "cpu":
-        return jnp.sum(x)
-    return jnp.dot(x.ravel(), jnp.ones(x.size, x.dtype), precision=lax.Precision.HIGHEST)
+    return total_p.bind(jnp.asarray(x), axes=tuple(range(jnp.ndim(x))), out_sharding=None)
+
+
+def _as_product(x: Array, *, axes: Sequence[int], out_sharding: None) -> Array:
+    del out_sharding
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    last = x.transpose(*kept, *axes).reshape(*(x.shape[axis] for axis in kept), math.prod(x.shape[i] for i in axes))
+    return jnp.dot(last, jnp.ones(last.shape[-1], x.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _spread(cotangent: Array, x: Any, *, axes: Sequence[int], out_sharding: None) -> list[Array]:
+    del out_sharding
+    kept = [axis for axis in range(x.aval.ndim) if axis not in axes]
+    return [lax.broadcast_in_dim(cotangent, x.aval.shape, kept)]
+
+
+def _batch_of_totals(
+    operands: Sequence[Array], batched: Sequence[int], *, axes: Sequence[int], out_sharding: None
+) -> tuple[Array, int]:
+    (x,), (axis,) = operands, batched
+    return total_p.bind(jnp.moveaxis(x, axis, 0), axes=tuple(i + 1 for i in axes), out_sharding=out_sharding), 0
+
+
+total_p = Primitive("total")
+total_p.def_impl(jax.jit(total_p.bind, static_argnames=("axes", "out_sharding")))
+total_p.def_abstract_eval(lambda x, **params: reduce_sum_p.abstract_eval(x, **params)[0])
+_lower(total_p, reduce_sum_p.bind, _as_product)
+ad.deflinear2(total_p, _spread)
+batching.primitive_batchers[total_p] = _batch_of_totals
+
+
+def pinned(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns the same number, which cannot be fused with what is done to it next: what outward rounding rests on.
+
+    Args:
+      x: an array of any shape.
+
+    Returns:
+      x, bit by bit. Its bits pass through the integers, with an exclusive or that is 0 for numbers, as no compiler can
+      know.
+
+    Raises:
+      ValueError: when a program with it is compiled for another platform than CPU. There nothing is known of what is
+        fused, and products may be rounded to narrower formats.
+    """
+    return pinned_p.bind(x)
+
+
+def _through_integers(x: Array) -> Array:
+    integers = jnp.dtype(f"int{x.dtype.itemsize * 8}")
+    bits = lax.bitcast_convert_type(x, integers) ^ (x != x).astype(integers)
+    return lax.bitcast_convert_type(bits, x.dtype)
+
+
+def _refuse_to_pin(context: mlir.LoweringRuleContext, x: Any) -> Any:
+    del x
+    raise ValueError(
+        f"arithmetic='outward' holds on CPU only; this program is compiled for {context.module_context.platforms[0]}, "
+        "where convolutions may be computed by fast transforms and products in narrower formats. Compile it for CPU "
+        "(JAX_PLATFORMS=cpu), or use arithmetic='float32'."
+    )
+
+
+pinned_p = Primitive("pinned")
+pinned_p.def_impl(jax.jit(pinned_p.bind))
+pinned_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(pinned_p, _refuse_to_pin)
+mlir.register_lowering(pinned_p, mlir.lower_fun(_through_integers, multiple_results=False), platform="cpu")
+ad.deflinear2(pinned_p, lambda cotangent, x: [cotangent])
+batching.defvectorized(pinned_p)
 
 
 def norm(x: Float[Array, "..."], p: float | int) -> Float[Array, ""]:

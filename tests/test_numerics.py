@@ -157,11 +157,67 @@ def test_other_types_are_left_to_jax(dtype, options):
     assert primitives(ours, *operands) == {"conv_general_dilated"}
 
 
-def test_other_platforms_are_left_to_jax(monkeypatch):
-    ours, _ = pair()
-    assert "convolution" in primitives(ours, normal(2, 8, 7, 3), normal(3, 3, 3, 4))
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert primitives(lambda *x: ours(*x), normal(2, 8, 7, 3), normal(3, 3, 3, 4)) == {"conv_general_dilated"}
+def lowered(f: Callable[..., Any], platform: str, *args: Any) -> str:
+    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_other_platforms_get_the_forms_of_jax(platform):
+    """Decided for the platform that a program is compiled for, not for the one that it is compiled on."""
+    ours, theirs = pair(window_strides=(2, 2), padding="SAME")
+    operands = normal(2, 8, 7, 3), normal(3, 3, 3, 4)
+    convolutions = [lowered(f, platform, *operands).count("stablehlo.convolution") for f in (ours, theirs)]
+    assert convolutions == [1, 1]
+    gradients = [lowered(first_order(f), platform, *operands) for f in (ours, theirs)]
+    assert [text.count("stablehlo.convolution") for text in gradients] == [3, 3]
+    assert not any("dot_general" in text for text in gradients)
+    # On CPU the gradients of a strided convolution are matrix products.
+    assert "dot_general" in lowered(first_order(ours), "cpu", *operands)
+    assert "stablehlo.while" not in lowered(jax.vmap(ours), platform, normal(3, 2, 8, 7, 3), normal(3, 3, 3, 3, 4))
+    assert "stablehlo.while" in lowered(jax.vmap(ours), "cpu", normal(3, 2, 8, 7, 3), normal(3, 3, 3, 3, 4))
+    assert "dot_general" not in lowered(jax.vmap(numerics.total), platform, normal(3, 4, 5))
+    assert "dot_general" in lowered(jax.vmap(numerics.total), "cpu", normal(3, 4, 5))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (1, 4), (0, None), (None, 0)])
+def test_pairs_of_images_and_kernels_have_the_derivatives_of_jax(axes):
+    ours, theirs = (jax.vmap(f, axes) for f in pair(window_strides=(2, 1), padding="SAME"))
+    images, kernels = normal(2, 8, 7, 3), normal(3, 2, 3, 4)
+    operands = [
+        operand if axis is None else jnp.stack([operand, 2 * operand, -operand], axis)
+        for operand, axis in zip((images, kernels), axes, strict=True)
+    ]
+    for derivative in (first_order, second_order):
+        close(jax.jit(derivative(ours))(*operands), jax.jit(derivative(theirs))(*operands), 1e-4)
+    twice = (jax.jit(jax.vmap(first_order(f), (None, 0))) for f in (ours, theirs))
+    several = operands[0], jnp.stack([operands[1], 3 * operands[1]])
+    close(*(f(*several) for f in twice), 1e-4)
+
+
+def test_total_is_a_sum_with_its_derivatives():
+    x = normal(3, 4, 5)
+    for ours, theirs in (
+        (numerics.total, jnp.sum),
+        (lambda x: numerics.total(x**3) * numerics.total(x), lambda x: jnp.sum(x**3) * jnp.sum(x)),
+    ):
+        close(ours(x), theirs(x))
+        close(jax.jit(jax.grad(ours))(x), jax.grad(theirs)(x))
+        for axis in range(3):
+            close(jax.jit(jax.vmap(ours, axis))(x), jax.vmap(theirs, axis)(x))
+            close(jax.vmap(jax.grad(ours), axis)(x), jax.vmap(jax.grad(theirs), axis)(x))
+        close(jax.hessian(ours)(x[0, 0]), jax.hessian(theirs)(x[0, 0]))
+        close(jax.jvp(ours, (x,), (x,)), jax.jvp(theirs, (x,), (x,)))
+    assert primitives(jax.vmap(numerics.total), x) == {"total"}
+
+
+def test_pinned_numbers_are_themselves_on_cpu_and_refused_elsewhere():
+    x = jnp.array([1.5, -0.0, jnp.inf, -3e38])
+    np.testing.assert_array_equal(jax.jit(numerics.pinned)(x), x)
+    np.testing.assert_array_equal(jax.vmap(numerics.pinned)(x), numerics.pinned(x))
+    assert jnp.isnan(numerics.pinned(jnp.array(jnp.nan)))
+    close(jax.grad(lambda x: numerics.pinned(x) ** 2)(jnp.array(3.0)), jnp.array(6.0))
+    with pytest.raises(ValueError, match=r"holds on CPU only; this program is compiled for tpu"):
+        lowered(numerics.pinned, "tpu", x)
 
 
 @pytest.mark.parametrize("size", [(8, 7), (22, 20)])
@@ -262,8 +318,8 @@ def test_transformations_of_a_function_of_one_example(name):
     close(ours(*operands), theirs(*operands))
     used = primitives(ours, *operands)
     assert "conv_general_dilated" not in used
-    # One kernel for each example takes a loop; everything else is a single convolution of all examples.
-    assert ("scan" in used) == (name == "gradient of each example")
+    # One kernel for each example makes pairs; everything else is a single convolution of all examples.
+    assert ("convolutions" in used) == (name == "gradient of each example")
 
 
 @pytest.mark.parametrize("name", ["training", "training after attack", "training of bounds"])

@@ -296,6 +296,17 @@ def test_arithmetics_that_there_are_not(method, arithmetic, match):
         cj.certify(lambda x: x, x, 0, cj.linf_ball(x, 0.1), method, arithmetic=arithmetic)
 
 
+@pytest.mark.parametrize("bound", [cj.ibp, cj.crown])
+def test_programs_for_other_platforms_are_refused(bound):
+    f = lambda x: jax.nn.relu(jnp.asarray([[1.0, -2.0], [0.5, 1.0]]) @ x)  # noqa: E731
+    region = cj.l2_ball(jnp.ones(2), 0.1)
+    outward = jax.jit(bound(f, arithmetic="outward"))
+    assert jnp.all(outward(region).lower <= f(jnp.ones(2)))
+    with pytest.raises(ValueError, match="holds on CPU only; this program is compiled for cuda"):
+        outward.trace(region).lower(lowering_platforms=("cuda",))
+    jax.jit(bound(f)).trace(region).lower(lowering_platforms=("cuda",))
+
+
 def test_a_primitive_whose_rounding_is_not_bounded():
     with pytest.raises(graphs.UnsupportedPrimitive, match="primitive `tanh`"):
         cj.ibp(jnp.tanh, arithmetic="outward")(cj.linf_ball(jnp.zeros(2), 0.1))

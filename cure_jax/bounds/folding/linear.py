@@ -25,7 +25,7 @@ from cure_jax.bounds.folding.coefficients import Coefficients, Window
 from cure_jax.bounds.folding.selection import map_selected
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
-from cure_jax.bounds.rounding.arithmetic import lowered, pinned
+from cure_jax.bounds.rounding.arithmetic import lowered
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
@@ -125,8 +125,8 @@ def _merged(known: Coefficients | None, part: Coefficients, node: Node, rounded:
 
 def _pinned(coefficients: Coefficients) -> Coefficients:
     if isinstance(coefficients, Window):
-        return dataclasses.replace(coefficients, value=pinned(coefficients.value))
-    return pinned(coefficients)
+        return dataclasses.replace(coefficients, value=numerics.pinned(coefficients.value))
+    return numerics.pinned(coefficients)
 
 
 def pull_affine(equation: Equation, coefficients: Coefficients) -> tuple[tuple[Coefficients, ...], jax.Array]:

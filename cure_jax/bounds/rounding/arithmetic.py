@@ -23,6 +23,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from cure_jax.numerics import pinned
 from cure_jax.regions import Interval
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
     "in_float64",
     "kept",
     "lowered",
-    "pinned",
     "steps_of_total",
     "total",
     "unit",
@@ -56,25 +56,18 @@ _LARGEST_ERROR = 0.05
 
 
 def check_arithmetic(arithmetic: str, precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST) -> None:
-    """Refuses an arithmetic that there is not, or one that does not hold here.
+    """Refuses an arithmetic that there is not, or one that does not hold.
 
     Raises:
-      ValueError: for an unknown name; for "outward" on anything but a CPU, or below the highest precision.
+      ValueError: for an unknown name; for "outward" below the highest precision. For other platforms than CPU
+        `numerics.pinned` refuses to be compiled.
     """
     if arithmetic not in ARITHMETICS:
         raise ValueError(
             f"arithmetic must be one of {', '.join(ARITHMETICS)}; got {arithmetic!r}. For float64 wrap the call in "
             "cure_jax.bounds.in_float64, or certify_dataset with arithmetic='float64'."
         )
-    if arithmetic != "outward":
-        return
-    backend = jax.default_backend()
-    if backend != "cpu":
-        raise ValueError(
-            f"arithmetic='outward' holds on CPU only; the backend is {backend}, where convolutions may be computed by "
-            "fast transforms and products in narrower formats. Set JAX_PLATFORMS=cpu, or use arithmetic='float32'."
-        )
-    if precision != jax.lax.Precision.HIGHEST:
+    if arithmetic == "outward" and precision != jax.lax.Precision.HIGHEST:
         raise ValueError(
             f"arithmetic='outward' needs the highest precision of products; got precision={precision}. Leave it out."
         )
@@ -103,16 +96,6 @@ def gamma(count: int, dtype: Any) -> float:
             f"{error:.0%} of it. Use float64 (cure_jax.bounds.in_float64)."
         )
     return error / (1 - error)
-
-
-def pinned(x: jax.Array) -> jax.Array:
-    """The same number, which cannot be fused with what is done to it next.
-
-    Its bits pass through the integers, with an exclusive or that is 0 for numbers, as no compiler can know.
-    """
-    integers = jnp.dtype(f"int{x.dtype.itemsize * 8}")
-    bits = jax.lax.bitcast_convert_type(x, integers) ^ (x != x).astype(integers)
-    return jax.lax.bitcast_convert_type(bits, x.dtype)
 
 
 def widened(lower: jax.Array, upper: jax.Array, by: jax.Array) -> Interval:

@@ -18,9 +18,9 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from cure_jax.bounds.rounding.arithmetic import pinned
 from cure_jax.bounds.rounding.primitives import MOVES
 from cure_jax.graph import Graph, UnsupportedPrimitive, trace
+from cure_jax.numerics import pinned
 from cure_jax.regions import Region
 
 __all__ = ["Reproducible", "traced"]
