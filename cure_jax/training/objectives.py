@@ -299,7 +299,11 @@ def lipschitz(eps: float, *, fraction: float = 1.0) -> Objective:
                 "Compute them with cure_jax.bounds.lipschitz.pairwise_lipschitz."
             )
         logits = network.certified(x)
-        return Worst(logits - logits[label] + fraction * eps * scale * network.lipschitz[label])
+        # By a mask: the derivative of an index is a scatter, on TPUs a loop over the examples.
+        own = jnp.arange(logits.shape[0]) == label
+        margin = jnp.sum(jnp.where(own, logits, 0.0))
+        constants = jnp.sum(jnp.where(own[:, None], network.lipschitz, 0.0), axis=0)
+        return Worst(logits - margin + fraction * eps * scale * constants)
 
     return objective
 

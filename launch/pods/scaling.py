@@ -1,150 +1,177 @@
-"""What a training step sends between devices, and what that means for a pod: arithmetic, no measurement of a pod.
+"""What a training step and a certificate cost on a slice of a TPU pod: compiled for it, without one.
 
-    JAX_PLATFORMS=cpu python launch/pods/scaling.py --configs=mnist_small:scratch,cifar10_small:scratch
+    python launch/pods/scaling.py --configs=digits:scratch,mnist_small:scratch --slices=v5e:4x4,v5e:8x8,v5e:16x16
 
-Parameters and bytes are counted in the program that would run: the all-reductions of the lowered step on two devices.
-docs/pods.md says what the times assume.
+XLA's compiler for TPUs comes with `pip install 'jax[tpu]'` and needs no TPU. The programs are those that the slice
+would run: memory, cycles by XLA's cost model and the sums over chips, after XLA merged them, are read from them. Only
+the time on the links is arithmetic; docs/pods.md says how. --costliest=10 says what to mend first.
 """
 
 import functools
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from jax.sharding import Mesh, PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import cure_jax as cj
 from cure_jax import configs, data, models
 from cure_jax.training.config import Config, build_recipe
 from cure_jax.training.loop import initial_state
 from cure_jax.training.step import train_step
+from launch.pods import programs
 
-_CONFIGS = flags.DEFINE_list("configs", ["configs/mnist_small.py:scratch"], "Configs, each with a method.")
-_CHIPS = flags.DEFINE_list("chips", ["16", "64", "256"], "Sizes of slices.")
+_CONFIGS = flags.DEFINE_list("configs", ["mnist_small:scratch"], "Settings, each with a method.")
+_SLICES = flags.DEFINE_list("slices", ["v5e:4x4", "v5e:8x8", "v5e:16x16"], "Slices, by their names in Cloud TPU.")
 _BATCH = flags.DEFINE_integer("batch_size", 4096, "Global batch.")
+_CERTIFY = flags.DEFINE_string("certify", "", "A method: the cost of certifying the batch with it, not of training.")
+_COSTLIEST = flags.DEFINE_integer("costliest", 0, "How many of the costliest operations to list for each program.")
+
+_HEAD = (
+    "| config | slice | images a chip | memory | of the chip's | cycles | of peak | compute | sums | bytes | on links |"
+    " efficiency |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+)
 
 
 class Chip(NamedTuple):
     """A TPU chip and its links.
 
     Attributes:
-      flops: a second, at the precision of training.
-      utilization: the share of them that convolutions of this size reach, an assumption.
+      flops: a second, in bfloat16.
+      hertz: cycles a second: flops over what its matrix units do in one cycle.
+      memory: bytes.
       link_bytes: a second over one link, both directions together.
       axes: links used at once by an all-reduction: dimensions of the torus.
       hop_seconds: latency of one hop.
+
+    Source: Austin et al., How to Scale Your Model, 2025, parts 2 and 3.
     """
 
     flops: float
-    utilization: float
+    hertz: float
+    memory: float
     link_bytes: float
     axes: int
     hop_seconds: float
 
 
-V5E = Chip(flops=197e12, utilization=0.2, link_bytes=9e10, axes=2, hop_seconds=1e-6)
-
-
-class Step(NamedTuple):
-    """What one training step costs.
-
-    Attributes:
-      parameters: of the network.
-      reduced_bytes: summed over devices.
-      reductions: operations that sum.
-      flops: for each image, forward; and forward and backward of everything that is trained on.
-    """
-
-    parameters: int
-    reduced_bytes: int
-    reductions: int
-    forward_flops: float
-    flops: float
+# 4 matrix units of 128 x 128 do 2 operations for each entry and cycle; those of v6e are two of 256 x 256.
+CHIPS = {
+    "v5e": Chip(197e12, 197e12 / (4 * 128**2 * 2), 16e9, 9e10, 2, 1e-6),
+    "v6e": Chip(918e12, 918e12 / (2 * 256**2 * 2), 32e9, 1.8e11, 2, 1e-6),
+}
 
 
 def main(arguments: Sequence[str]) -> None:
     """Prints a Markdown table."""
     del arguments
-    print("| config | parameters | summed in a step | chips | images a chip | compute | bytes | waits | efficiency |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    check_compiler()
+    print(_HEAD)
+    details = []
     for path in _CONFIGS.value or []:
-        step = cost(configs.load(path))
-        for chips in map(int, _CHIPS.value or []):
-            computing, sending, waiting = seconds(step, V5E, chips, _BATCH.value)
-            least, most = (computing / (computing + sending + wait) for wait in (waiting, waiting / step.reductions))
-            print(
-                f"| {path.removeprefix('configs/')} | {step.parameters / 1e6:.2f} M | {step.reduced_bytes / 1e6:.1f} MB"
-                f" in {step.reductions} | {chips} | {_BATCH.value // chips} | {computing * 1e3:.2f} ms"
-                f" | {sending * 1e3:.2f} ms | {waiting * 1e3:.2f} ms | {least:.0%} to {most:.0%} |"
-            )
+        for name in _SLICES.value or []:
+            chip, mesh = CHIPS[name.partition(":")[0]], slice_of(name)
+            program = functools.partial(certificates, method=method) if (method := _CERTIFY.value) else training_step
+            compiled = program(configs.load(path), mesh, int(_BATCH.value or 0)).compile()
+            cost = programs.cost(compiled.as_text() or "")
+            print(_row(path, name, chip, mesh.size, cost, compiled), flush=True)
+            details += [(path, name, source, cycles) for source, cycles in cost.costliest[: _COSTLIEST.value]]
+    if details:
+        print("\n| config | slice | cycles | operation |\n| --- | --- | ---: | --- |")
+    for path, name, source, cycles in details:
+        print(f"| {path} | {name} | {cycles:,} | `{source}` |")
 
 
-def cost(config: Config) -> Step:
-    """Counts in the lowered program, on two devices; nothing is compiled, no data is read."""
+def check_compiler() -> None:
+    """Raises ImportError where XLA's compiler for TPUs is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError("libtpu is not installed; it compiles for TPUs without one: pip install 'jax[tpu]'.")
+
+
+def slice_of(name: str) -> Mesh:
+    """The devices of a slice that need not be there, along one axis: "v5e:4x4"."""
+    # Nobody is asked which TPU this machine has.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    return Mesh(np.asarray(topology.devices), ("data",))
+
+
+def training_step(config: Config, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
+    """The step of a config, its batch divided over the devices of a mesh, lowered for them; no data is read."""
     shape, classes = _inputs(config)
     model = models.create(config.model.name, classes, **config.model.options.to_dict())
     recipe = build_recipe(config, model, steps_per_epoch=100)
     state = jax.eval_shape(lambda: initial_state(config, recipe, np.zeros((1, *shape), np.float32)))
-    devices = jax.devices()[:2]
-    mesh = Mesh(np.asarray(devices), ("data",))
-    step = jax.shard_map(
-        functools.partial(train_step, recipe, axis_name="data"),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("data"), PartitionSpec("data")),
-        out_specs=PartitionSpec(),
-        check_vma=False,
+    step = functools.partial(train_step, recipe, axis_name="data")
+    return _lowered(step, mesh, batch_size, shape, state)
+
+
+def certificates(config: Config, mesh: Mesh, batch_size: int, *, method: str) -> jax.stages.Lowered:
+    """Margins of a batch of images in the first of the config's norms, lowered as `training_step` is."""
+    shape, classes = _inputs(config)
+    model = models.create(config.model.name, classes, **config.model.options.to_dict())
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, *shape), np.float32)))
+    norm, radius = sorted(config.radii.items())[0]
+    ball = {"linf": cj.linf_ball, "l2": cj.l2_ball, "l1": cj.l1_ball}[norm]
+
+    def margins(variables: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        f = lambda x: model.apply(variables, x[None])[0]  # noqa: E731
+
+        def one(x: jax.Array, label: jax.Array) -> jax.Array:
+            return cj.certify(f, x, label, ball(x, radius, (0.0, 1.0)), method).margin
+
+        return jax.lax.pmean(jax.vmap(one)(images, labels).min(), "data")
+
+    return _lowered(margins, mesh, batch_size, shape, variables)
+
+
+def _lowered(
+    function: Callable[..., Any], mesh: Mesh, batch_size: int, shape: tuple[int, ...], whole: Any
+) -> jax.stages.Lowered:
+    """A function of `whole`, images and labels, on the devices of a mesh, for the platform that they are of."""
+    everywhere, divided = PartitionSpec(), PartitionSpec("data")
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=(everywhere, divided, divided), out_specs=everywhere, check_vma=False
     )
-    images = jax.ShapeDtypeStruct((4, *shape), jnp.float32)
-    lowered = jax.jit(step).lower(state, images, jax.ShapeDtypeStruct((4,), jnp.int32))
-    sizes = reduced(lowered.as_text())
-    forward = jax.jit(lambda v, x: model.apply(v, x)).lower(
-        {"params": state.params, "batch_stats": state.batch_stats}, jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+    def placed(shape: tuple[int, ...], dtype: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.jit(mapped).lower(
+        jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype, everywhere), whole),
+        placed((batch_size, *shape), jnp.float32, divided),
+        placed((batch_size,), jnp.int32, divided),
     )
-    flops = float((forward.cost_analysis() or {})["flops"])
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Step(parameters, sum(sizes), len(sizes), flops, flops * passes(config))
 
 
-def passes(config: Config) -> float:
-    """Forward passes that a step is worth, for each image; a backward pass counts as two.
+def _row(path: str, name: str, chip: Chip, chips: int, cost: programs.Cost, compiled: jax.stages.Compiled) -> str:
+    memory: Any = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    flops = float((compiled.cost_analysis() or {}).get("flops", 0.0))
+    computing, linking = cost.cycles / chip.hertz, seconds_on_links(cost.reductions, chip, chips)
+    return (
+        f"| {path} | {name} | {_BATCH.value // chips} | {needed / 1e6:.0f} MB | {needed / chip.memory:.1%} "
+        f"| {cost.cycles / 1e6:.2f} M | {flops / (computing * chip.flops):.1%} | {computing * 1e3:.2f} ms "
+        f"| {len(cost.reductions)} | {sum(cost.reductions) / 1e6:.1f} MB | {linking * 1e3:.2f} ms "
+        f"| {computing / (computing + linking):.0%} |"
+    )
 
-    Each step of an attack is one forward and one backward pass; interval bounds are two forward passes (centre and
-    radius), with their gradient six; the clean pass, the Lipschitz constants and the natural gradient are three each.
+
+def seconds_on_links(reductions: Sequence[int], chip: Chip, chips: int) -> float:
+    """Of sums over all chips, one after the other, with nothing hidden behind anything.
+
+    A ring along each axis of a torus sends 2 V bytes of V, over all axes at once, and a message goes half around each
+    axis, there and back (Austin et al., How to Scale Your Model, 2025, part 3).
     """
-    losses = config.losses.values()
-    attacked = sum(loss.kind in ("small_box", "pgd", "expressive") for loss in losses)
-    boxed = sum(loss.kind in ("small_box", "ibp", "crown_ibp", "expressive") for loss in losses)
-    lipschitz = any(loss.kind == "lipschitz" for loss in losses)
-    return 3 * (attacked * config.attack_steps + 2 * boxed + lipschitz + 1 + (config.projection.beta > 0))
-
-
-def reduced(text: str) -> list[int]:
-    """Bytes of every all-reduction of a StableHLO program."""
-    found = re.findall(r'"stablehlo\.all_reduce".*?\}\) : \((.*?)\) ->', text, re.DOTALL)
-    return [_bytes(tensor) for types in found for tensor in re.findall(r"tensor<([^>]*)>", types)]
-
-
-def _bytes(tensor: str) -> int:
-    *shape, dtype = tensor.split("x")
-    bits = int(re.sub(r"\D", "", dtype))
-    return int(np.prod([int(size) for size in shape], dtype=np.int64)) * max(bits, 8) // 8
-
-
-def seconds(step: Step, chip: Chip, chips: int, batch_size: int) -> tuple[float, float, float]:
-    """Compute, bytes on the links, and waiting for hops, of one step; nothing is hidden behind anything.
-
-    A ring along each axis of a torus sends 2 V bytes of V, over all axes at once (Austin et al., How to Scale Your
-    Model, 2025, part 3). A message goes half around each axis, there and back; every reduction waits for that on its
-    own, unless XLA merges it with others.
-    """
-    computing = step.flops * batch_size / chips / (chip.flops * chip.utilization)
-    sending = 2 * step.reduced_bytes / (chip.link_bytes * chip.axes)
     side = chips ** (1 / chip.axes)
-    waiting = step.reductions * 2 * chip.axes * side / 2 * chip.hop_seconds
-    return computing, sending, waiting
+    waiting = len(reductions) * 2 * chip.axes * side / 2 * chip.hop_seconds
+    return waiting + 2 * sum(reductions) / (chip.link_bytes * chip.axes)
 
 
 def _inputs(config: Config) -> tuple[tuple[int, ...], int]:
@@ -154,5 +181,5 @@ def _inputs(config: Config) -> tuple[tuple[int, ...], int]:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_platforms", "cpu")
     app.run(main)
