@@ -4,13 +4,17 @@
     python launch/certify.py --workdir=runs/digits/max --method=best
     python launch/keep.py --workdir=runs/digits/max --name=digits/max
 
-Then `cj.models.pretrained("digits/max")` has it. Kept are the parameters as they were trained, in float32, so that the
-figures of certify.json are those of this very network; and the first ten test images with what --method proves of them,
-which the tests prove again. A network of the same name is replaced.
+    python launch/keep.py --table
+
+Then `cj.models.pretrained("digits/max")` has it, and the last command shows what was measured of all of them. Kept are
+the parameters as they were trained, in float32, so that the figures of certify.json are those of this very network; and
+the first ten test images with what --method proves of them, which the tests prove again. A network of the same name is
+replaced.
 """
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ import numpy as np
 from absl import flags
 
 import cure_jax as cj
-from cure_jax import models, training
+from cure_jax import models, report, training
 from cure_jax.models import archive
 from cure_jax.training.config import from_fields
 from launch.parts import common, provenance
@@ -31,6 +35,8 @@ _COMMIT = flags.DEFINE_string("commit", None, "That the network was trained at, 
 _SECONDS = flags.DEFINE_float("training_seconds", None, "That the training took, if the work directory does not say.")
 _DIRECTORY = flags.DEFINE_string("directory", str(archive.DIRECTORY), "Where index and files lie.")
 
+_TABLE = flags.DEFINE_bool("table", False, "Keeps nothing; prints the index as Markdown, a table for each setting.")
+
 _EXAMPLES = 10
 _MAX_BYTES = 10_000_000
 # Of certify.json.
@@ -41,8 +47,29 @@ _MEASURED = (
 
 
 def main() -> None:
+    """Keeps a network, or shows those that are kept."""
+    if _TABLE.value:
+        print(table(archive.pretrained_index()))
+    elif _WORKDIR.value is None or _NAME.value is None:
+        raise ValueError("--workdir and --name are missing; expected both of a network to keep, or --table.")
+    else:
+        keep(Path(_WORKDIR.value), _NAME.value)
+
+
+def table(index: Mapping[str, Mapping[str, Any]]) -> str:
+    """What was measured of the networks of an index, in Markdown, a table for each setting."""
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for name, entry in index.items():
+        config = entry["config"]
+        row = {**entry, "name": name, "radii": config["radii"], "reported_radii": config["reported"]}
+        settings.setdefault(config["setting"], []).append(row)
+    columns = ("training", "checkpoint", "commit")
+    tables = (report.markdown(rows, label=lambda row: str(row["name"]), columns=columns) for rows in settings.values())
+    return "\n\n".join(tables)
+
+
+def keep(workdir: Path, name: str) -> None:
     """Checks that everything belongs together, certifies a few images, writes."""
-    workdir, name = Path(str(_WORKDIR.value)), str(_NAME.value)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", name):
         raise ValueError(f"name is {name!r}; expected words with slashes between them, as in digits/max. Correct it.")
     result = _certification(workdir)
@@ -108,5 +135,4 @@ def _certificates(fitted: models.Fitted, examples: archive.Examples) -> dict[str
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "name"])
     common.run(main)
