@@ -49,7 +49,7 @@ _MEASURED = (
 def main() -> None:
     """Keeps a network, or shows those that are kept."""
     if _TABLE.value:
-        print(table(archive.pretrained_index()))
+        print(table(json.loads((Path(str(_DIRECTORY.value)) / "index.json").read_text())))
     elif _WORKDIR.value is None or _NAME.value is None:
         raise ValueError("--workdir and --name are missing; expected both of a network to keep, or --table.")
     else:

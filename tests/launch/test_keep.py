@@ -8,7 +8,6 @@ import pytest
 
 from cure_jax import models, training
 from cure_jax.models import archive
-from launch import keep
 from tests.launch.test_launchers import launch, mistake
 
 SMALL = ("--config.epochs=1", "--config.ramp_end=1.0", "--config.milestones=()", "--config.model.options.features=(8,)")
@@ -59,7 +58,7 @@ def test_a_certified_network_is_kept(certified, tmp_path, monkeypatch):
     assert entry["examples"]["method"] == "crown_ibp"
     assert {len(verdicts) for verdicts in entry["examples"]["verified"].values()} == {10}
     assert set(entry["examples"]["margin"]) == {"linf", "l2", "l1"}
-    lines = keep.table(models.pretrained_index()).splitlines()
+    lines = launch("keep", "--table", f"--directory={tmp_path}").stdout.splitlines()
     assert lines[0].startswith("| method | n | clean | certified ℓ∞ (0.13) | certified ℓ2 (0.45) | union certified")
     (row,) = [line for line in lines if line.startswith("| tiny/l2 | 1 |")]
     assert f"`{entry['checkpoint_sha256']}`" in row
