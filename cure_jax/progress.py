@@ -22,13 +22,14 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class ProgressBar(Protocol):
     """What `progress` yields."""
 
-    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None) -> None:
+    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
         """Count steps that are done.
 
         Args:
           steps: How many.
           loss: Shown until the next one is given. To show it is to wait for it: a loop that runs ahead of its device
             gives it now and then only.
+          doing: What these steps were, in a word or two.
         """
         ...
 
@@ -89,11 +90,11 @@ class _Bar:
     def __init__(self, bar: Progress, task: TaskID, rates: Callable[..., str]) -> None:
         self._bar, self._task, self._rates, self._loss = bar, task, rates, None
 
-    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None) -> None:
+    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
         self._loss = self._loss if loss is None else _float(loss)
         self._bar.advance(self._task, steps)
         speed = self._bar.tasks[self._task].speed
-        self._bar.update(self._task, status=self._rates(speed, self._loss))
+        self._bar.update(self._task, status=self._rates(speed, self._loss, doing))
 
 
 class _LogLines:
@@ -108,7 +109,7 @@ class _LogLines:
         self._began = self._logged = time.monotonic()
         self._loss = None
 
-    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None) -> None:
+    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
         self._done += steps
         self._loss = self._loss if loss is None else loss
         now = time.monotonic()
@@ -118,12 +119,13 @@ class _LogLines:
         speed = (self._done - self._start) / max(now - self._began, 1e-9)
         seconds = max(self._total - self._done, 0) / speed if speed > 0 else 0
         left = datetime.timedelta(seconds=round(seconds))
-        status = self._rates(speed, None if self._loss is None else _float(self._loss))
+        status = self._rates(speed, None if self._loss is None else _float(self._loss), doing)
         _LOGGER.info("%s: %d/%d %s left %s", self._description, self._done, self._total, status, left)
 
 
-def _status(unit: str, batch_size: int | None, speed: float | None, loss: float | None) -> str:
+def _status(unit: str, batch_size: int | None, speed: float | None, loss: float | None, doing: str) -> str:
     parts = [
+        doing,
         f"{speed:.1f} {unit}/s" if speed else "",
         f"{speed * batch_size:.0f} images/s" if speed and batch_size else "",
         f"loss {loss:.4f}" if loss is not None else "",

@@ -88,7 +88,8 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
             numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
             batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
             whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
-            survived[norm] = in_batches(batch, whole, divided, batch_size, mesh, advance)["survived"]
+            done = lambda count, norm=norm: advance(count, norm)  # noqa: E731
+            survived[norm] = in_batches(batch, whole, divided, batch_size, mesh, done)["survived"]
     return DatasetAttack(survived)
 
 

@@ -35,13 +35,13 @@ Model = Callable[[jax.Array], jax.Array]
 
 
 @contextlib.contextmanager
-def shown(total: int, description: str, show: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar of so many images, or nothing; yields what is told how many more are done."""
+def shown(total: int, description: str, show: bool) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar of so many images, or nothing; yields what is told how many more are done, and what is done."""
     if not show:
-        yield lambda count: None
+        yield lambda count, doing: None
         return
     with progress(total, description, unit="images") as bar:
-        yield bar.advance
+        yield lambda count, doing: bar.advance(count, doing=doing)
 
 
 def predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:

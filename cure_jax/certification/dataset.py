@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cure_jax import distributed
 from cure_jax.bounds import in_float64
+from cure_jax.certification import cascade
 from cure_jax.certification.attack_dataset import DatasetAttack
 from cure_jax.certification.batches import (
     MakeRegion,
@@ -42,12 +44,15 @@ class DatasetCertificate:
       verified: by norm, `[examples]`.
       margin: by norm, `[examples]`, least proved lower bound of the margins.
       method: what proved them; several names with commas between them.
+      unfinished: by norm, `[examples]`: not verified, but not every method was tried because the time was over. Empty
+        without `timeout`.
     """
 
     correct: np.ndarray
     verified: dict[str, np.ndarray]
     margin: dict[str, np.ndarray]
     method: str
+    unfinished: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def union(self) -> np.ndarray:
@@ -67,6 +72,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     arithmetic: str = "float32",
     batch_size: int = 100,
     mesh: Mesh | None = None,
+    timeout: float | None = None,
     show_progress: bool = False,
 ) -> DatasetCertificate:
     """Certifies many examples in several norms.
@@ -93,26 +99,31 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
       mesh: a one-dimensional mesh over whose devices, of one process or several, each batch is divided
         (`cure_jax.distributed.mesh_of_all`). Each process calls with the same arguments and gets all verdicts.
-      show_progress: whether to show a progress bar with the expected end.
+      timeout: seconds for all norms and methods, compilation included; looked at between batches, so that the last one
+        may end later. Of norms and methods the one that proves most in a second comes next, as measured on the way.
+        What is left is given up: it is not verified, `unfinished` says where, and so does a warning.
+      show_progress: whether to show how many examples are decided, in all norms, and what is tried now.
 
     Returns:
-      Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`.
+      Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`, unless the time was over.
 
     Raises:
       ValueError: if examples, labels, radii or an attack are out of range or do not fit together, for an unknown method
-        or arithmetic, no region, or a batch that does not divide over the devices.
+        or arithmetic, no region, a batch that does not divide over the devices, a timeout that is not positive, or one
+        with a mesh of several processes, which measure different times.
 
     Soundness:
       As `certify`, for each example; in float64 rounding errors are 5e8 times smaller, but not accounted for.
     """
     if arithmetic == "float64":
-        options = {"attack": attack, "method": method, "batch_size": batch_size, "mesh": mesh}
+        options = {"attack": attack, "method": method, "batch_size": batch_size, "mesh": mesh, "timeout": timeout}
         certify_wide = in_float64(functools.partial(certify_dataset, **options, show_progress=show_progress))
         return certify_wide(f, images, labels, regions, radii=radii)
     bound_method(method, arithmetic)
     images, labels = checked(f, images, labels, regions, batch_size)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
+    _check_timeout(timeout, mesh)
     survived = _survived(attack, regions, len(images))
     f, make_regions = as_pytree(f), {norm: as_pytree(make_region) for norm, make_region in regions.items()}
     correct = in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
@@ -120,16 +131,44 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
         for norm, make_region in make_regions.items()
     }
+    logits = jax.eval_shape(f, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
+    nothing = np.full(logits.shape[0] - 1, -np.inf, images.dtype)
+    cascades = {}
+    for norm, make_region in make_regions.items():
+        prove = functools.partial(
+            _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
+        )
+        cascades[norm] = cascade.Cascade(stages[norm], correct & survived[norm], nothing, prove, batch_size)
+    with shown(len(images) * len(cascades), "certify", show_progress) as advance:
+        unfinished = cascade.run(cascades, advance, timeout)
     verified, margin = {}, {}
-    with shown(len(images) * sum(map(len, stages.values())), "certify", show_progress) as advance:
-        for norm, make_region in make_regions.items():
-            prove = functools.partial(
-                _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
-            )
-            lower, admissible = _cascade(prove, stages[norm], correct & survived[norm], advance)
-            margin[norm] = lower.min(axis=1)
-            verified[norm] = _uncontradicted(admissible & proves(lower), survived[norm], norm)
-    return DatasetCertificate(correct, verified, margin, method if isinstance(method, str) else ",".join(method))
+    for norm, done in cascades.items():
+        margin[norm] = done.lower.min(axis=1)
+        verified[norm] = _uncontradicted(done.admissible & proves(done.lower), survived[norm], norm)
+    _tell_unfinished(unfinished, timeout)
+    name = method if isinstance(method, str) else ",".join(method)
+    return DatasetCertificate(correct, verified, margin, name, unfinished)
+
+
+def _check_timeout(timeout: float | None, mesh: Mesh | None) -> None:
+    if timeout is None:
+        return
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout}; expected seconds above 0. Leave it out for no limit.")
+    if mesh is not None and distributed.spans_processes(mesh.devices.flat):
+        raise ValueError(
+            "timeout is given with a mesh of several processes, which measure different times; expected one process. "
+            "Leave timeout out, or certify fewer examples."
+        )
+
+
+def _tell_unfinished(unfinished: Mapping[str, np.ndarray], timeout: float | None) -> None:
+    if left := {norm: int(where.sum()) for norm, where in unfinished.items() if where.any()}:
+        _LOGGER.warning(
+            "The time is over (%g s): not every method was tried on %s. They count as not verified.",
+            timeout,
+            ", ".join(f"{count} examples in {norm}" for norm, count in left.items()),
+        )
 
 
 def _survived(attack: DatasetAttack | None, regions: Mapping[str, MakeRegion], count: int) -> dict[str, np.ndarray]:
@@ -162,38 +201,13 @@ def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
     arithmetic: str,
     stage: str,
     rows: np.ndarray,
-    advance: Callable[[int], None],
     *,
     batch_size: int,
     mesh: Mesh | None,
 ) -> dict[str, np.ndarray]:
     """What one method finds on some of the examples."""
     batch = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
-    return in_batches(batch, whole, [array[rows] for array in arrays], batch_size, mesh, advance)
-
-
-def _cascade(
-    prove: Callable[[str, np.ndarray, Callable[[int], None]], dict[str, np.ndarray]],
-    stages: Sequence[str],
-    hopeful: np.ndarray,
-    advance: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best lower bounds of all margins, each method tried on the hopeful examples that the others left undecided.
-
-    Returns:
-      Lower bounds `[examples, others]`, and whether anything can be proved, `[examples]`.
-    """
-    undecided = np.arange(len(hopeful))
-    first = prove(stages[0], undecided, advance)
-    lower, admissible = first["lower"], first["admissible"]
-    for stage in stages[1:]:
-        undecided = np.flatnonzero(hopeful & admissible & ~proves(lower))
-        advance(len(hopeful) - len(undecided))
-        if len(undecided):
-            found = prove(stage, undecided, advance)["lower"]
-            # A bound that is not a number is none.
-            lower[undecided] = np.fmax(lower[undecided], found)
-    return lower, admissible
+    return in_batches(batch, whole, [array[rows] for array in arrays], batch_size, mesh)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
