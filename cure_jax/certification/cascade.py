@@ -37,7 +37,7 @@ class Cascade:
         self.admissible = np.zeros(len(hopeful), bool)
         self._left, self._hopeful, self._pending = list(stages), hopeful, np.arange(len(hopeful))
         self._prove, self._batch_size = prove, batch_size
-        self._proved, self._seconds = 0, 0.0
+        self._proved, self._seconds, self._is_first = 0, 0.0, True
 
     @property
     def stage(self) -> str | None:
@@ -45,9 +45,12 @@ class Cascade:
         return self._left[0] if self._left else None
 
     @property
-    def rate(self) -> float:
-        """Examples that the current method proved in a second, without compilation; infinite before it was tried."""
-        return self._proved / self._seconds if self._seconds else math.inf
+    def urgency(self) -> tuple[bool, float]:
+        """To be compared: whether the first method is not done, and what the current one proved in a second so far.
+
+        Without compilation; infinite before it was tried.
+        """
+        return self._is_first, self._proved / self._seconds if self._seconds else math.inf
 
     @property
     def unfinished(self) -> np.ndarray:
@@ -77,7 +80,7 @@ class Cascade:
         decided = len(rows) if is_last else int(np.sum(~self._open()[rows]))
         if not len(self._pending):
             self._left, self._pending = self._left[1:], np.flatnonzero(self._open())
-            self._proved, self._seconds = 0, 0.0
+            self._proved, self._seconds, self._is_first = 0, 0.0, False
             if not len(self._pending):
                 self._left = []
         return decided
@@ -88,12 +91,12 @@ class Cascade:
 
 
 def run(
-    cascades: Mapping[str, Cascade], advance: Callable[[int, str], None], timeout: float | None
+    cascades: Mapping[str, Cascade], advance: Callable[[int, str], None], timeout: float | int | None
 ) -> dict[str, np.ndarray]:
     """Steps until all is done or the time is over.
 
-    Without a limit the norms come one after the other. With one, the norm whose current method proved most in a second
-    so far is next, and methods that were not tried yet come first.
+    Without a limit the norms come one after the other. With one, the first method of every norm goes first, and then
+    the norm is next whose current method proved most in a second so far; one that was not tried yet is tried once.
 
     Args:
       cascades: by norm.
@@ -109,7 +112,7 @@ def run(
         if deadline is not None:
             if time.monotonic() >= deadline:
                 break
-            norm = max(going, key=lambda name: going[name].rate)
+            norm = max(going, key=lambda name: going[name].urgency)
         doing = f"{norm} {going[norm].stage}"
         advance(going[norm].step(), doing)
     return {} if deadline is None else {norm: cascade.unfinished for norm, cascade in cascades.items()}

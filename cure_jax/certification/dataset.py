@@ -72,7 +72,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     arithmetic: str = "float32",
     batch_size: int = 100,
     mesh: Mesh | None = None,
-    timeout: float | None = None,
+    timeout: float | int | None = None,
     show_progress: bool = False,
 ) -> DatasetCertificate:
     """Certifies many examples in several norms.
@@ -100,7 +100,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       mesh: a one-dimensional mesh over whose devices, of one process or several, each batch is divided
         (`cure_jax.distributed.mesh_of_all`). Each process calls with the same arguments and gets all verdicts.
       timeout: seconds for all norms and methods, compilation included; looked at between batches, so that the last one
-        may end later. Of norms and methods the one that proves most in a second comes next, as measured on the way.
+        may end later. After the first method of each norm, what proves most in a second comes next, as measured.
         What is left is given up: it is not verified, `unfinished` says where, and so does a warning.
       show_progress: whether to show how many examples are decided, in all norms, and what is tried now.
 
@@ -150,7 +150,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     return DatasetCertificate(correct, verified, margin, name, unfinished)
 
 
-def _check_timeout(timeout: float | None, mesh: Mesh | None) -> None:
+def _check_timeout(timeout: float | int | None, mesh: Mesh | None) -> None:
     if timeout is None:
         return
     if not timeout > 0:
@@ -162,7 +162,7 @@ def _check_timeout(timeout: float | None, mesh: Mesh | None) -> None:
         )
 
 
-def _tell_unfinished(unfinished: Mapping[str, np.ndarray], timeout: float | None) -> None:
+def _tell_unfinished(unfinished: Mapping[str, np.ndarray], timeout: float | int | None) -> None:
     if left := {norm: int(where.sum()) for norm, where in unfinished.items() if where.any()}:
         _LOGGER.warning(
             "The time is over (%g s): not every method was tried on %s. They count as not verified.",
