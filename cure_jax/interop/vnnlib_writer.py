@@ -7,7 +7,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from cure_jax.certification.specification import UnsafeSet
@@ -77,15 +76,15 @@ def _rows(one: UnsafeSet) -> Iterator[str]:
         minus = [name for name, weight in entries if weight == -1]
         if len(plus) + len(minus) == len(entries) and len(plus) <= 1 and len(minus) <= 1 and offset * len(minus) == 0:
             # y_i - y_j <= 0, or y_i + offset <= 0.
-            yield f"(<= {plus[0] if plus else _number(0)} {minus[0] if minus else _number(-offset)})"
+            yield f"(<= {plus[0] if plus else _number(0.0)} {minus[0] if minus else _number(-offset)})"
         elif len(entries) == 1 and minus:
             yield f"(>= {minus[0]} {_number(offset)})"
         else:
             terms = " ".join(name if weight == 1 else f"(* {_number(weight)} {name})" for name, weight in entries)
-            yield f"(<= (+ {terms} {_number(offset)}) {_number(0)})"
+            yield f"(<= (+ {terms} {_number(offset)}) {_number(0.0)})"
 
 
-def format_witness(x: Float[ArrayLike, "*x"], y: Float[ArrayLike, "*y"]) -> str:
+def format_witness(x: ArrayLike, y: ArrayLike) -> str:
     """A counterexample in the form of VNN-COMP.
 
     Args:
@@ -105,7 +104,7 @@ def format_witness(x: Float[ArrayLike, "*x"], y: Float[ArrayLike, "*y"]) -> str:
     return f"({chr(10).join(names)})"
 
 
-def write_witness(path: str | os.PathLike, x: Float[ArrayLike, "*x"], y: Float[ArrayLike, "*y"]) -> None:
+def write_witness(path: str | os.PathLike, x: ArrayLike, y: ArrayLike) -> None:
     """Writes the result file of VNN-COMP for a counterexample: `sat`, and `format_witness(x, y)` below it.
 
     Args:

@@ -94,8 +94,8 @@ class _Builder:
             dependent.update(node.output if depends else ())
         if unknown:
             raise ValueError(
-                f"It has operators that are not supported: {', '.join(sorted(unknown))}. Expected only "
-                f"{', '.join(sorted(OPERATORS))}. Rewrite the model without them and export it again."
+                f"It has operators that are not supported: {', '.join(sorted(unknown))}. Expected those of "
+                "cure_jax.interop.onnx.operators.OPERATORS. Rewrite the model with these and export it again."
             )
 
     def add(self, node: onnx.NodeProto) -> None:

@@ -1,7 +1,7 @@
 """A list of ONNX nodes that grows: names are given here, and constants are stored once."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 import onnx
@@ -53,9 +53,9 @@ class Emission:
             self.constants[self._known[key]] = array
         return self._known[key]
 
-    def integers(self, values: Sequence[int]) -> str:
+    def integers(self, values: Iterable[SupportsIndex]) -> str:
         """The name of a list of integers, such as a shape."""
-        return self.constant(np.array(list(values), np.int64))
+        return self.constant(np.array([int(value) for value in values], np.int64))
 
     def operand(self, equation: Equation, position: int) -> str:
         """The name of an operand."""
@@ -66,7 +66,7 @@ class Emission:
         """The names of all operands."""
         return [self.operand(equation, position) for position in range(len(equation.operands))]
 
-    def reshaped(self, name: str, shape: Sequence[int]) -> str:
+    def reshaped(self, name: str, shape: Iterable[SupportsIndex]) -> str:
         """A value in another shape."""
         return self.add("Reshape", [name, self.integers(shape)])
 

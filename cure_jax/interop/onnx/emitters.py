@@ -99,7 +99,11 @@ def _clamp(emission: Emission, equation: Equation) -> str:
 
 
 def _clip(emission: Emission, equation: Equation) -> str:
-    return _clipped(emission, *emission.operands(equation))
+    if equation.positions != (0,):
+        raise refused(equation, "its limits depend on the input")
+    # `jnp.clip` takes limits that are integers.
+    lower, upper = (emission.constant(np.asarray(limit, np.float32)) for limit in equation.constants)
+    return _clipped(emission, emission.operand(equation, 0), lower, upper)
 
 
 def _integer_power(emission: Emission, equation: Equation) -> str:
@@ -205,7 +209,7 @@ EMITTERS: Mapping[str, Emitter] = {
     "elu": _with_alpha("Elu"),
     "erf": _named("Erf"),
     "exp": _named("Exp"),
-    "exp2": _composed(lambda emission, x: emission.add("Pow", [emission.constant(2.0), x])),
+    "exp2": _composed(lambda emission, x: emission.add("Exp", [_scaled(emission, x, math.log(2))])),
     "expand_dims": _reshape,
     "gather": _moved,
     "gelu": _composed(_gelu),

@@ -16,6 +16,8 @@ __all__ = ["described", "read_model"]
 # What protobuf can hold.
 _MOST_BYTES = 2**31 - 1
 _OLDEST_OPSET = 7
+# Of messages by onnx, some of which print whole nodes.
+_LONGEST_REASON = 500
 # What onnx and JAX raise where a model does not fit together.
 _ERRORS = (
     ArithmeticError,
@@ -39,7 +41,7 @@ def described(what: str) -> Iterator[None]:
         yield
     except _ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"{what}: {lines[0][:300] if lines else type(error).__name__}") from error
+        raise ValueError(f"{what}: {lines[0][:_LONGEST_REASON] if lines else type(error).__name__}") from error
 
 
 def read_model(path: str | os.PathLike) -> onnx.ModelProto:
@@ -61,6 +63,9 @@ def read_model(path: str | os.PathLike) -> onnx.ModelProto:
             "or newer. Export it again, or convert it with onnx.version_converter."
         )
     _load_external_data(model, path)
+    for value in model.graph.output:
+        # The checker wants their shapes, which nothing here needs.
+        value.type.tensor_type.shape.SetInParent()
     with described(f"{path} is not a valid ONNX model"):
         checker.check_model(model)
     return model

@@ -81,7 +81,7 @@ def _plain_convolution(emission: Emission, equation: Equation, x: str, weights: 
 
 
 def _transposed_convolution(emission: Emission, equation: Equation, x: str, weights: np.ndarray) -> str:
-    """Zeros between the pixels are the strides of ONNX's ConvTranspose; what it cuts off is added here."""
+    """Zeros between the pixels are the strides of ONNX's ConvTranspose, whose result is cut or padded to size here."""
     params, groups = equation.params, equation.params["feature_group_count"]
     if any(stride != 1 for stride in params["window_strides"]):
         raise refused(equation, "it has strides, and zeros between the pixels too")
@@ -103,8 +103,7 @@ def _transposed_convolution(emission: Emission, equation: Equation, x: str, weig
         kernel_shape=list(space),
     )
     if any(low) or any(high):
-        if max(*low, *high) > 0:
-            raise refused(equation, "it is padded by more than its kernel reaches")
+        # Where there is more, the kernel sees zeros alone.
         y = emission.add("Pad", [y, emission.integers((0, 0, *low, 0, 0, *high)), emission.constant(0.0)])
     return y
 

@@ -167,6 +167,12 @@ def _reduction(function: Callable[..., jax.Array]) -> Operator:
     return Operator(apply)
 
 
+def _cumulative_sum(step: Step, x: jax.Array, axis: np.ndarray) -> jax.Array:
+    if step.get("exclusive", 0):
+        raise step.refused("without the entry itself (exclusive)")
+    return lax.cumsum(x, int(axis.reshape(())) % x.ndim, reverse=bool(step.get("reverse", 0)))
+
+
 def _where(step: Step, condition: np.ndarray, chosen: jax.Array, other: jax.Array) -> jax.Array:
     del step
     shape = np.broadcast_shapes(condition.shape, chosen.shape, other.shape)
@@ -177,10 +183,12 @@ def _where(step: Step, condition: np.ndarray, chosen: jax.Array, other: jax.Arra
 OPERATORS: Mapping[str, Operator] = {
     "Abs": _unary(jnp.abs),
     "Add": _variadic(jnp.add),
+    "Atan": _unary(jnp.arctan),
     "BatchNormalization": Operator(_scale_and_shift),
     "Cast": Operator(_cast),
     "Celu": Operator(lambda step, x: jax.nn.celu(x, step.get("alpha", 1.0))),
     "Clip": Operator(_clip),
+    "CumSum": Operator(_cumulative_sum, static=(1,)),
     "Div": _variadic(jnp.divide),
     "Dropout": Operator(_dropout),
     "Einsum": Operator(_einsum),

@@ -102,7 +102,7 @@ class OnnxNetwork:
         """Of the outputs for one example."""
         return self.program.output_shape
 
-    def __call__(self, x: Float[Array, "*x"]) -> Float[Array, "*outputs"]:
+    def __call__(self, x: Float[Array | np.ndarray, "*x"]) -> Float[Array, "*outputs"]:
         """Applies the network to one example, in the precision of the example (float32 or float64).
 
         Args:

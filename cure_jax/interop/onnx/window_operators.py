@@ -159,7 +159,7 @@ def _max_pool(step: Step, x: jax.Array) -> jax.Array:
 def _average_pool(step: Step, x: jax.Array) -> jax.Array:
     asked = _window(step, x.shape[2:], step.get("kernel_shape"))
     window = _reaching(step, x.shape[2:], asked)
-    sums = _reduce(x, window, 0, lax.add, window.padding)
+    sums = _reduce(x, window, 0.0, lax.add, window.padding)
     counts = _counts(x.shape[2:], window, asked.padding, bool(step.get("count_include_pad", 0)))
     if np.all(counts == counts.flat[0]):
         return sums / float(counts.flat[0])
