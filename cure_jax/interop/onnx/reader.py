@@ -49,8 +49,9 @@ def load_onnx(path: str | os.PathLike, *, check: bool = True) -> OnnxNetwork:
         or in a form that is not; or if `check` finds another function than the reference implementation.
 
     Soundness:
-      Bounds hold for the function that is returned. Its weights are those of the file, exactly, but those of
-      BatchNormalization, which are rounded once. Other programs that run the file round in another order.
+      Bounds hold for the function that is returned. Its weights are those of the file, but those of BatchNormalization,
+      which are rounded once; weights in float64 are rounded for examples in float32. Other programs that run the file
+      round in another order.
 
     Examples:
       >>> import cure_jax as cj
