@@ -129,7 +129,8 @@ def test_a_residual_network_of_pytorchs_operators_is_read(tmp_path, rng):
     x = rng.uniform(size=(2, 6, 6)).astype(F32)
     assert (f.input_shape, f.output_shape, f.name) == ((2, 6, 6), (3,), "model")
     np.testing.assert_allclose(f(x), run(made, x[None])[0], atol=TOLERANCE)
-    assert np.all(np.isfinite(cj.ibp(f)(cj.linf_ball(jnp.asarray(x), 0.01)).lower))
+    bounds = jax.jit(lambda f, x: cj.ibp(f)(cj.linf_ball(x, 0.01)))(f, x)
+    assert np.all(np.isfinite(bounds.lower) & np.isfinite(bounds.upper))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ MALFORMED = {
     "integers": (lambda: model([node("Abs", "x")], (1, 3), element=TensorProto.INT64), "no tensor of float32"),
     "huge constant": (lambda: constant_of_shape(2**40), r"1099511627776.*at most 134217728 entries"),
     "huge constants": (lambda: constant_of_shape(2**20, 2**20), "at most 134217728 entries"),
-    "negative constant": (lambda: constant_of_shape(-5), "ConstantOfShape|-5"),
+    "negative constant": (lambda: constant_of_shape(-5), "ConstantOfShape"),
     "huge weight": (huge_weight, "too small for the declared shape|at most 134217728 entries"),
     "huge input": (lambda: model([node("Relu", "x")], (1, 2**40)), "at most 134217728 entries"),
     "huge result": (
@@ -366,9 +367,14 @@ class _Network(nn.Module):
         return nn.Dense(3)(nn.LayerNorm()(x).reshape(len(x), -1))
 
 
+@functools.cache
+def _variables():
+    with jax.ensure_compile_time_eval():
+        return jax.jit(_Network().init)(jax.random.key(0), jnp.zeros((1, 6, 6, 2)))
+
+
 def _flax(x: jax.Array) -> jax.Array:
-    variables = _Network().init(jax.random.key(0), jnp.zeros((1, *x.shape)))
-    return _Network().apply(variables, x[None])[0]
+    return _Network().apply(_variables(), x[None])[0]
 
 
 FUNCTIONS = {
@@ -436,9 +442,9 @@ def test_functions_are_written_and_read_back(name: str, tmp_path, rng):
     interop.save_onnx(f, shape, path)
     g = interop.load_onnx(path, check=False)
     x = rng.normal(size=shape).astype(F32)
-    expected = f(jnp.asarray(x))
+    expected, found = jax.jit(lambda x: (f(x), g(x)))(x)
     np.testing.assert_allclose(run(path, x[None])[0], expected, atol=TOLERANCE)
-    np.testing.assert_allclose(g(x), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 def test_what_cannot_be_written_is_named_with_its_line(tmp_path):

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, defs, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from cure_jax.interop.onnx.file import described
 from cure_jax.interop.onnx.operators import OPERATORS
 from cure_jax.interop.onnx.program import Constant, OnnxNetwork, Program, Value, Weight
 from cure_jax.interop.onnx.resize import attributes_of, interpolation
@@ -127,7 +128,8 @@ class _Builder:
             elif name:
                 types[name] = helper.make_tensor_type_proto(self.element, self.shapes[name])
         schema = defs.get_schema(node.op_type, self.version, "")
-        inferred = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self.imports)
+        with described(f"{node.op_type} of {node.output[0]!r} does not fit together"):
+            inferred = shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self.imports)
         shapes = {}
         for name in filter(None, node.output):
             shape = _known_shape(inferred[name]) if name in inferred else None

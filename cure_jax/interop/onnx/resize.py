@@ -10,8 +10,8 @@ from onnx.reference import ReferenceEvaluator
 
 __all__ = ["attributes_of", "interpolation"]
 
-# The weights of an axis are a matrix: its old size times its new one.
-_MOST_WEIGHTS = 2**22
+# The weights of an axis are a matrix, its old size times its new one; the reference computes them one by one.
+_MOST_WEIGHTS = 2**18
 _OLDEST_RESIZE = 13
 
 
@@ -71,7 +71,7 @@ def interpolation(
             continue
         if (1 if nearest else size) * result > _MOST_WEIGHTS:
             raise ValueError(
-                f"{node.op_type} from {size} to {result} entries is not supported: it needs too much memory."
+                f"{node.op_type} from {size} to {result} entries is not supported: it has too many weights."
             )
         columns = np.arange(size, dtype=np.float32)[:, None] if nearest else np.eye(size, dtype=np.float32)
         weights = _resized(node, version, columns, result, None if scales is None else scales[axis])
