@@ -3,10 +3,10 @@
     python launch/certify.py --workdir=runs/digits/scratch --method=crown
 
 writes into the work directory: `certify.json` (fractions over the same images, where they come from, and the curves),
-`certify.npz` (per-example verdicts), `certify_union.png` (how many are certified in which norms) and, last of all,
-`certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else; tune with
---split=validation, whose results go to `validation.json` and so on. The images are divided over all devices, of several
-processes too (launch/README.md).
+`certify.npz` (per-example verdicts, points of the attack), `certify_union.png` (how many are certified in which norms)
+and, last of all, `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else;
+tune with --split=validation, whose results go to `validation.json` and so on. The images are divided over all devices,
+of several processes too (launch/README.md).
 """
 
 import functools
@@ -159,6 +159,7 @@ def _summary(
     verdicts |= {f"margin.{norm}": value for norm, value in certificate.margin.items()}
     verdicts |= {f"unfinished.{norm}": value for norm, value in certificate.unfinished.items()}
     verdicts |= {f"survived.{norm}": value for norm, value in survived.items()}
+    verdicts |= {f"point.{norm}": value for norm, value in attacked.points.items()}
     return shares, verdicts | {"correct": certificate.correct, "union": union}
 
 

@@ -5,6 +5,7 @@ import functools
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,6 +22,7 @@ from cure_jax.certification.batches import (
     predicts,
     shown,
 )
+from cure_jax.certification.margins import margins
 
 __all__ = ["DatasetAttack", "attack_dataset"]
 
@@ -33,9 +35,12 @@ class DatasetAttack:
 
     Attributes:
       survived: by norm, `[examples]`: right at the example and at every point the attack found.
+      points: by norm, `[examples, *x]`: where survived is False, a point of the region that is not classified as its
+        label; elsewhere the point of least margin among those the attack ended at. Empty if it was left out.
     """
 
     survived: dict[str, np.ndarray]
+    points: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def union(self) -> np.ndarray:
@@ -73,7 +78,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       show_progress: whether to show a progress bar.
 
     Returns:
-      Which examples survived, in the order of the examples.
+      Which examples survived, and the worst points found, in the order of the examples.
 
     Raises:
       ValueError: if examples, labels or radii are out of range or do not fit together, there is no region, or a batch
@@ -82,15 +87,16 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     images, labels = checked(f, images, labels, regions, batch_size)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
-    f, survived = as_pytree(f), {}
+    f, survived, points = as_pytree(f), {}, {}
     with shown(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
             numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
             batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
             whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
             done = lambda count, norm=norm: advance(count, norm)  # noqa: E731
-            survived[norm] = in_batches(batch, whole, divided, batch_size, mesh, done)["survived"]
-    return DatasetAttack(survived)
+            found = in_batches(batch, whole, divided, batch_size, mesh, done)
+            survived[norm], points[norm] = found["survived"], found["points"]
+    return DatasetAttack(survived, points)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "restarts", "mesh"))
@@ -107,14 +113,20 @@ def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
     mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
     def batch(f: Model, make_region: MakeRegion, key: jax.Array, *examples: jax.Array) -> dict[str, jax.Array]:
-        def one(x: jax.Array, label: jax.Array, number: jax.Array, *radius: jax.Array) -> jax.Array:
+        def one(x: jax.Array, label: jax.Array, number: jax.Array, *radius: jax.Array) -> tuple[jax.Array, jax.Array]:
             standing, own = predicts(f, x, label), jax.random.fold_in(key, number)
+            # A point that is broken ends the comparison; the example itself is one where it is misclassified.
+            worst, least = x, jnp.where(standing, jnp.inf, -jnp.inf)
             for index, loss in enumerate(_LOSSES):
                 folded, region = jax.random.fold_in(own, index), make_region(x, *radius)
                 found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
-                standing &= predicts(f, found, label)
-            return standing
+                right = predicts(f, found, label)
+                margin = jnp.where(right, jnp.min(margins(f, label)(found)), -jnp.inf)
+                worst, least = jnp.where(margin < least, found, worst), jnp.minimum(margin, least)
+                standing &= right
+            return standing, worst
 
-        return {"survived": jax.vmap(one)(*examples)}
+        standing, worst = jax.vmap(one)(*examples)
+        return {"survived": standing, "points": worst}
 
     return divided(batch, mesh, 3)(f, make_region, key, x, label, number, *radius)

@@ -150,6 +150,30 @@ def test_attacks_draw_the_same_numbers_however_they_are_divided():
     assert 0 < whole.union.sum() < len(IMAGES)
 
 
+def test_an_attack_gives_its_points():
+    wide = {"linf": lambda x: cj.linf_ball(x, 0.3, within=(0.0, 1.0)), "l2": lambda x: cj.l2_ball(x, 0.05)}
+    found = cj.attack_dataset(F, IMAGES, LABELS, wide, key=jax.random.key(0), steps=10, restarts=2, batch_size=8)
+    assert 0 < found.union.sum() < len(IMAGES) - 3
+    clean = jax.vmap(F)(IMAGES)
+    for norm, make_region in wide.items():
+        points = found.points[norm]
+        inside = [
+            make_region(x).contains(point, 1e-6)
+            for x, point in zip(jnp.asarray(IMAGES), jnp.asarray(points), strict=True)
+        ]
+        assert np.all(inside)
+        logits = np.asarray(jax.vmap(F)(points))
+        np.testing.assert_array_equal(logits.argmax(1) == LABELS, found.survived[norm])
+        # What survived was looked at, too: the attack came closer to the border than the example is.
+        closer = [
+            cj.margins(lambda x: x, label)(after).min() < cj.margins(lambda x: x, label)(before).min()
+            for label, after, before in zip(LABELS, jnp.asarray(logits), clean, strict=True)
+        ]
+        assert np.all(np.asarray(closer)[found.survived[norm]])
+    # An example that is misclassified is its own counterexample.
+    np.testing.assert_array_equal(found.points["l2"][:3], IMAGES[:3])
+
+
 def test_what_an_attack_broke_is_only_tried_cheaply(tried):
     # As `Partial`s they are compiled once.
     f, regions = Partial(F), {"l2": Partial(lambda x: cj.l2_ball(x, 0.3, within=(0.0, 1.0)))}
