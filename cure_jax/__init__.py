@@ -26,9 +26,23 @@ from cure_jax.certification import (
 )
 from cure_jax.custom import custom_bounds
 from cure_jax.graph import UnsupportedPrimitive
-from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
+from cure_jax.regions import (
+    Box,
+    CutHull,
+    Hull,
+    Interval,
+    LpBall,
+    Region,
+    box,
+    hull,
+    l1_ball,
+    l2_ball,
+    linf_ball,
+    lp_ball,
+)
 
 __all__ = [
+    "Box",
     "Certificate",
     "CutHull",
     "Hull",
@@ -41,6 +55,7 @@ __all__ = [
     "apgd",
     "attack_dataset",
     "block_norms",
+    "box",
     "box_ball",
     "certify",
     "certify_dataset",

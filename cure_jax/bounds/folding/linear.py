@@ -27,7 +27,7 @@ from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import lowered, pinned
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Hull, Interval, LpBall, Region
+from cure_jax.regions import Box, Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
 
 __all__ = [
@@ -198,7 +198,7 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
     """The greatest value of minus a linear function over the region."""
     if isinstance(region, Hull):
         return jnp.max(jnp.stack([_support(member, coefficients, node) for member in region.members]))
-    if isinstance(coefficients, Window) and isinstance(region, LpBall):
+    if isinstance(coefficients, Window) and isinstance(region, Box | LpBall):
         return _restricted(region, coefficients).support(-coefficients.value)
     return region.support(-forms.dense(coefficients, node.shape))
 
@@ -314,6 +314,6 @@ def concretized_output(
     return bound_node(graph, graph.output, region, relaxations, intervals, intercepts=intercepts)
 
 
-def _restricted(region: LpBall, window: Window) -> LpBall:
+def _restricted(region: Box | LpBall, window: Window) -> Box | LpBall:
     """The region seen through a window, on whose outside coefficients are 0."""
     return jax.tree.map(window.cut, region)
