@@ -40,6 +40,7 @@ from cure_jax.regions import (
     linf_ball,
     lp_ball,
 )
+from cure_jax.verification import verify, verify_property
 
 __all__ = [
     "Box",
@@ -73,6 +74,8 @@ __all__ = [
     "margins",
     "pgd",
     "sdp_crown",
+    "verify",
+    "verify_property",
     "vertex_crown",
 ]
 

@@ -84,9 +84,9 @@ def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:
-    right = linear._pull_relaxed
+    right = linear.pull_relaxed
     swapped = lambda relaxation: registry.Relaxation(relaxation.upper, relaxation.lower)  # noqa: E731
-    patch.setattr(linear, "_pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
+    patch.setattr(linear, "pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
 
 
 def offsets_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""What is known of a network on all of the region, before anything is split."""
+
+import math
+
+import jax
+from jax.tree_util import Partial
+
+from cure_jax import graph as graphs
+from cure_jax import rules
+from cure_jax.bounds.box_ball import Ball, propagate_balls
+from cure_jax.bounds.crown import relaxed
+from cure_jax.bounds.norms.spectral import norms_by_block
+from cure_jax.bounds.sdp_crown import with_room
+from cure_jax.bounds.vertex_crown import relaxed_at_vertices
+from cure_jax.graph import Graph
+from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.verification.split_bound import Root, branching
+
+__all__ = ["has_balls", "others", "root_bounds", "traced"]
+
+
+def traced(f: Partial, region: Region) -> Graph:
+    """The network as a graph."""
+    return graphs.trace(f, region.bounding_box().lower)
+
+
+def has_balls(region: Region) -> bool:
+    """Whether layers are relaxed on l_2 balls too: for the balls in between l_1 and l_inf."""
+    return isinstance(region, LpBall) and 1 < region.p < math.inf
+
+
+def others(graph: Graph) -> tuple[graphs.Equation, ...]:
+    """The nonlinear equations that cannot be split, in order of execution."""
+    return tuple(
+        equation
+        for equation in graph.equations
+        if isinstance(rules.lookup(equation), rules.Nonlinear) and rules.two_pieces(equation) is None
+    )
+
+
+@jax.jit
+def root_bounds(f: Partial, region: Region) -> Root:
+    """Bounds of all layers on the region: of CROWN, and the balls of `box_ball` where the region is a ball.
+
+    Args:
+      f: the network.
+      region: the set of inputs.
+    """
+    graph = traced(f, region)
+    if isinstance(region, LpBall) and region.p == 1:
+        operands = relaxed_at_vertices(graph, region)[0].operands
+    else:
+        operands = relaxed(graph, region, "crown").operands
+    balls: dict[int, Ball] = {}
+    if has_balls(region):
+        known = propagate_balls(graph, region, norms_by_block(graph, None), operands)
+        balls, given = known.balls, iter(operands)
+        nonlinear = (e for e in graph.equations if isinstance(rules.lookup(e), rules.Nonlinear))
+        nodes = (node for equation in nonlinear for node in equation.bounded)
+        operands = [
+            known.intervals[node.index].intersect(interval) for node, interval in zip(nodes, given, strict=True)
+        ]
+    return _sorted(graph, list(operands), balls)
+
+
+def _sorted(graph: Graph, operands: list[Interval], balls: dict[int, Ball]) -> Root:
+    given, boxes, own, rest = iter(operands), [], [], []
+    splits = {equation.output.index for equation in branching(graph)}
+    for equation in graph.equations:
+        if not isinstance(rules.lookup(equation), rules.Nonlinear):
+            continue
+        intervals = [next(given) for _ in equation.bounded]
+        if equation.output.index not in splits:
+            rest.extend(intervals)
+            continue
+        boxes.append(intervals[0])
+        if balls:
+            own.append(with_room(balls[equation.bounded[0].index], intervals[0]))
+    return Root(tuple(boxes), tuple(own), tuple(rest))
