@@ -18,7 +18,7 @@ from cure_jax.verification.domains import Domain, Waiting, halves
 from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
-from cure_jax.verification.roots import traced
+from cure_jax.verification.roots import is_box, tightened, traced
 from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, maximise, sides_of
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
@@ -33,12 +33,14 @@ class Settings(NamedTuple):
       batch_size: domains that are bounded at once.
       steps: of Adam, for each of them.
       candidates: neurons of which the best is split.
+      patience: domains that are bounded before the layers of the whole region are bounded anew, with optimised slopes.
       root_rounds: how often the whole region is bounded before it is split, each time from where the last one ended.
     """
 
     batch_size: int = 64
     steps: int = 20
     candidates: int = 8
+    patience: int = 1000
     root_rounds: int = 3
 
 
@@ -128,7 +130,11 @@ class _Search:
     waiting: Waiting = dataclasses.field(default_factory=Waiting)
     margin: float = math.inf
     bounded: int = 0
+    tight: bool = False
     undecided: list[float] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.known = self._known()
 
     def step(self, domains: Sequence[Domain]) -> Step:
         """One compiled step, on domains that are filled up to the size of a batch."""
@@ -168,9 +174,8 @@ class _Search:
         """Decides a domain in which every neuron is split."""
         problem = self.problem
         specification = jax.tree.map(lambda leaf: leaf[domain.specification], problem.specifications)
-        _, known = free_neurons(problem.f, problem.region, self.root)
         split = domain.sides != 0
-        sides = np.where(split, domain.sides, np.asarray(known))
+        sides = np.where(split, domain.sides, self.known[1])
         leaf = solve_leaf(problem.f, problem.region, specification, sides, split)
         if leaf.proved:
             self.margin = min(self.margin, leaf.bound)
@@ -179,6 +184,26 @@ class _Search:
         if witness is None:
             self.undecided.append(bound)
         return witness
+
+    def tighten(self) -> None:
+        """Bounds the layers of the whole region anew, once; domains that wait stay as they are."""
+        if self.tight or self.bounded < self.settings.patience or not is_box(self.problem.region):
+            return
+        self.tight = True
+        root = tightened(self.problem.f, self.problem.region, self.root, self.problem.rounded)
+        self.root = jax.block_until_ready(root)
+        self.known = self._known()
+
+    def _known(self) -> tuple[np.ndarray, np.ndarray]:
+        return jax.device_get(free_neurons(self.problem.f, self.problem.region, self.root))
+
+    def possible(self, domain: Domain) -> bool:
+        """Whether a domain has inputs, as far as the boxes of the whole region tell: tighter ones may exclude a side.
+
+        What lies on the kink itself belongs to the other side, too.
+        """
+        free, sides = self.known
+        return not np.any((domain.sides != 0) & ~free & (domain.sides != sides))
 
     def progress(self, limits: Limits) -> Progress:
         worst = min(self.waiting.worst, *self.undecided, self.margin)
@@ -237,9 +262,10 @@ def _branch(state: _Search, limits: Limits, stuck: str) -> Outcome:
         limit = limits.exceeded(state.bounded, state.waiting.memory)
         if limit:
             return state.ended(Status.TIMEOUT, limit)
+        state.tighten()
         parents = state.waiting.pop(max(1, state.settings.batch_size // 2))
-        children = [half for parent in parents for half in halves(parent)]
-        witness = state.take(children, state.step(children))
+        children = [half for parent in parents for half in halves(parent) if state.possible(half)]
+        witness = state.take(children, state.step(children)) if children else None
         if witness is not None:
             return state.ended(Status.FALSIFIED, "branch and bound found a counterexample", witness)
         limits.tell(state.progress(limits))

@@ -11,11 +11,12 @@ of the minimum over the region of their w-weighted sum; which the support of the
 they prove: no solver is trusted, its weights are evaluated here. That an empty leaf is empty is proved by the same
 number, with no weight on the rows.
 
-Boxes and l_1 balls are linear programs, for HiGHS; other regions are left to L-BFGS on the dual.
+Boxes and l_1 balls are linear programs, for HiGHS. For other regions their boxes are tried, then L-BFGS on the dual.
 """
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,9 @@ __all__ = ["Leaf", "solve_leaf"]
 
 # Of the sum of magnitudes that a bound is made of; float64 rounds 1e4 times finer.
 _ROUNDING = 1e-12
-_ITERATIONS = 2000
+# Less weight than this on the rows proves that a leaf is empty.
+_EMPTY = 1e-9
+_ITERATIONS = 1000
 
 
 class Leaf(NamedTuple):
@@ -82,19 +85,29 @@ def solve_leaf(f: Partial, region: Region, specification: Specification, sides: 
     functions = in_float64(_functions)(f, region, sides)
     affine = _assembled(functions, specification, sides, split)
     evaluate = functools.partial(in_float64(_dual), region)
+    points = []
+    for weights, point in _solutions(affine, region, evaluate):
+        points.append(point)
+        if weights is None or not np.all(np.isfinite(weights)) or np.any(weights < 0):
+            continue
+        value, minimiser = _bound(affine, weights, evaluate)
+        points.append(minimiser)
+        if np.isfinite(value) and value > 0:
+            on_rows = float(np.sum(weights[: affine.rows]))
+            return Leaf(value / on_rows if on_rows > _EMPTY else math.inf, True, np.stack(points))
+    return Leaf(-math.inf, False, np.stack(points))
+
+
+def _solutions(affine: _Affine, region: Region, evaluate: Any) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """Weights and points, one after the other until they suffice."""
+    yield _linear_program(affine, region)
     if isinstance(region, Box) or (isinstance(region, LpBall) and region.p in (1, math.inf)):
-        weights, point = _linear_program(affine, region)
-    else:
-        weights, point = _ascent(affine, evaluate)
-    if weights is None:
-        return Leaf(-math.inf, False, point[None])
-    value, minimiser = _bound(affine, weights, evaluate)
-    points = np.stack([point, minimiser])
-    proved = bool(np.isfinite(value) and value > 0)
-    if not proved:
-        return Leaf(-math.inf, False, points)
-    on_rows = float(np.sum(weights[: affine.rows]))
-    return Leaf(value / on_rows if on_rows > 1e-9 else math.inf, True, points)
+        return
+    # The program was on the bounding box. Where its corners are inside of the region, they are what is looked for, and
+    # the dual has a kink there; elsewhere it is smooth.
+    yield _linear_program(affine, region, elastic=False)
+    yield _ascent(affine, evaluate, len(affine.constants))
+    yield _ascent(affine, evaluate, affine.rows)
 
 
 @jax.jit
@@ -103,7 +116,7 @@ def _functions(f: Partial, region: Region, sides: jax.Array) -> dict[str, Any]:
     center = region.project(region.bounding_box().center)
     graph = graphs.trace(f, center)
 
-    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         values, operands, start = {graph.input.index: x}, [], 0
         for equation in graph.equations:
             inputs = [values[node.index] for node in equation.bounded]
@@ -152,20 +165,25 @@ def _dual(region: Region, coefficients: jax.Array) -> tuple[jax.Array, jax.Array
 
 def _bound(affine: _Affine, weights: np.ndarray, evaluate: Any) -> tuple[float, np.ndarray]:
     """What some weights prove, with room for rounding; and where the minimum is attained."""
-    coefficients = weights @ affine.coefficients
-    least, point = evaluate(coefficients)
-    value = weights @ affine.constants - coefficients @ affine.center + float(least)
-    largest = np.maximum(np.abs(affine.center), np.abs(point.ravel()))
-    terms = weights @ (np.abs(affine.constants) + np.abs(affine.coefficients) @ largest)
-    return float(value - _ROUNDING * terms), point
+    with np.errstate(all="ignore"):
+        coefficients = weights @ affine.coefficients
+        least, point = evaluate(coefficients)
+        value = weights @ affine.constants - coefficients @ affine.center + float(least)
+        largest = np.maximum(np.abs(affine.center), np.abs(point.ravel()))
+        terms = weights @ (np.abs(affine.constants) + np.abs(affine.coefficients) @ largest)
+        return float(value - _ROUNDING * terms), point
 
 
-def _linear_program(affine: _Affine, region: Region) -> tuple[np.ndarray | None, np.ndarray]:
-    """Weights and a minimiser by HiGHS: of the least s that all functions are at most, on the region."""
+def _linear_program(affine: _Affine, region: Region, elastic: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
+    """Weights and a minimiser by HiGHS: of the least s that all functions are at most, on the region or its box.
+
+    If it is not elastic, constraints are at most 0 instead.
+    """
     box = in_float64(lambda region: region.bounding_box())(region)
     lower, upper = (np.asarray(end).ravel() - affine.center for end in (box.lower, box.upper))
     count, size = affine.coefficients.shape
-    matrix = np.concatenate([affine.coefficients, -np.ones((count, 1))], axis=1)
+    slack = -(elastic | (np.arange(count) < affine.rows)).astype(np.float64)
+    matrix = np.concatenate([affine.coefficients, slack[:, None]], axis=1)
     bounds = [*zip(lower, upper, strict=True), (None, None)]
     cost, constants = np.append(np.zeros(size), 1.0), -affine.constants
     if isinstance(region, LpBall) and region.p == 1:
@@ -197,15 +215,20 @@ def _with_distances(matrix: Any, constants: Any, bounds: Any, cost: Any, region:
     return matrix, constants, [*bounds, *[(0, 1)] * count], np.append(cost, np.zeros(count))
 
 
-def _ascent(affine: _Affine, evaluate: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Weights and a minimiser by L-BFGS on the dual, the weights of the rows by their logarithms."""
-    rows, count = affine.rows, len(affine.constants)
-    best: dict[str, Any] = {"value": -math.inf}
+def _ascent(affine: _Affine, evaluate: Any, shared: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """Weights and a minimiser by L-BFGS on the dual.
+
+    Args:
+      affine: the functions.
+      evaluate: the least value of a linear function on the region.
+      shared: so many weights sum to 1, by their logarithms: all of them, or those of the rows.
+    """
+    count, best = len(affine.constants), {"value": -math.inf, "weights": None, "point": affine.center}
 
     def unpacked(parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        shifted = np.exp(parameters[:rows] - np.max(parameters[:rows]))
+        shifted = np.exp(parameters[:shared] - np.max(parameters[:shared]))
         shares = shifted / np.sum(shifted)
-        return np.concatenate([shares, parameters[rows:]]), shares
+        return np.concatenate([shares, parameters[shared:]]), shares
 
     def negative(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         weights, shares = unpacked(parameters)
@@ -215,20 +238,20 @@ def _ascent(affine: _Affine, evaluate: Any) -> tuple[np.ndarray, np.ndarray]:
         value = float(weights @ affine.constants - coefficients @ affine.center + least)
         if value > best["value"]:
             best.update(value=value, weights=weights, point=point)
-        of_rows = shares * (values[:rows] - shares @ values[:rows])
-        return -value, -np.concatenate([of_rows, values[rows:]])
+        of_shared = shares * (values[:shared] - shares @ values[:shared])
+        return -value, -np.concatenate([of_shared, values[shared:]])
 
     def stop(parameters: np.ndarray) -> None:
         weights, _ = unpacked(parameters)
         if _bound(affine, weights, evaluate)[0] > 0:
             raise StopIteration
 
-    start = np.zeros(count)
-    bounds = [(-30, 30)] * rows + [(0, None)] * (count - rows)
+    shape, start = evaluate(np.zeros_like(affine.center))[1].shape, np.zeros(count)
+    bounds = [(-30, 30)] * shared + [(0, None)] * (count - shared)
     options = {"maxiter": _ITERATIONS, "maxfun": 4 * _ITERATIONS, "maxcor": 30, "ftol": 1e-15, "gtol": 1e-12}
     with np.errstate(all="ignore"):
         scipy.optimize.minimize(
             negative, start, jac=True, bounds=bounds, method="L-BFGS-B", callback=stop, options=options
         )
-    total = float(np.sum(best["weights"]))
-    return best["weights"] / total, best["point"]
+    weights, point = best["weights"], np.asarray(best["point"])
+    return (None if weights is None else weights / np.sum(weights)), point.reshape(shape)

@@ -13,7 +13,16 @@ from jax.tree_util import Partial
 
 from cure_jax.regions import Region
 
-__all__ = ["Limits", "Problem", "Progress", "Specification", "rounded_down", "values_of_points", "worst_values"]
+__all__ = [
+    "Limits",
+    "Problem",
+    "Progress",
+    "Specification",
+    "all_rows",
+    "rounded_down",
+    "values_of_points",
+    "worst_values",
+]
 
 
 class Specification(NamedTuple):
@@ -111,12 +120,17 @@ class Limits:
         return ""
 
 
-def worst_values(f: Callable[[jax.Array], jax.Array], specifications: Specification, x: jax.Array) -> jax.Array:
-    """The greatest row of each specification at one input, `[specifications]`; at most 0 where it is broken."""
+def all_rows(f: Callable[[jax.Array], jax.Array], specifications: Specification, x: jax.Array) -> jax.Array:
+    """The rows of all specifications at one input, `[specifications, rows]`."""
     output = f(x).ravel()
     weights = jnp.asarray(specifications.weights, output.dtype)
     rows = jnp.dot(weights, output, precision=jax.lax.Precision.HIGHEST)
-    return jnp.max(rows + jnp.asarray(specifications.offsets, output.dtype), axis=-1)
+    return rows + jnp.asarray(specifications.offsets, output.dtype)
+
+
+def worst_values(f: Callable[[jax.Array], jax.Array], specifications: Specification, x: jax.Array) -> jax.Array:
+    """The greatest row of each specification at one input, `[specifications]`; at most 0 where it is broken."""
+    return jnp.max(all_rows(f, specifications, x), axis=-1)
 
 
 @jax.jit

@@ -17,13 +17,13 @@ from cure_jax.bounds import alpha_crown
 from cure_jax.certification.batches import as_pytree
 from cure_jax.certification.specification import UnsafeSet
 from cure_jax.graph import Graph, Node
-from cure_jax.regions import Box, LpBall, Region
+from cure_jax.regions import Box, Region
 from cure_jax.validation import as_class
 from cure_jax.verification.branch_and_bound import Settings, search
 from cure_jax.verification.input_splitting import split_inputs
 from cure_jax.verification.outcome import Outcome
-from cure_jax.verification.problem import Limits, Problem, Progress, Specification, rounded_down
-from cure_jax.verification.roots import others, root_bounds, traced
+from cure_jax.verification.problem import Limits, Problem, Progress, Specification, all_rows, rounded_down
+from cure_jax.verification.roots import is_box, others, root_bounds, traced
 from cure_jax.verification.split_bound import branching
 from cure_jax.verification.verdict import Status, Verdict
 from cure_jax.verification.witness import attack, confirmed, least_values
@@ -280,7 +280,7 @@ def _constant(problem: Problem) -> Outcome:
 
 
 def _splits_inputs(region: Region, graph: Graph, wanted: Branching) -> bool:
-    boxed = isinstance(region, Box) or (isinstance(region, LpBall) and region.p == math.inf)
+    boxed = is_box(region)
     if wanted == "inputs" and not boxed:
         raise ValueError("branching='inputs' needs a box or an l_inf ball as region. Use 'auto' or 'activations'.")
     if wanted != "auto":
@@ -307,9 +307,7 @@ def _optimised(f: Partial, region: Region, specifications: Specification) -> jax
     """Lower bounds of all rows by alpha-CROWN, `[specifications, rows]`."""
 
     def rows(x: jax.Array) -> jax.Array:
-        output = f(x).ravel()
-        weights = jnp.asarray(specifications.weights, output.dtype).reshape(-1, output.size)
-        return jnp.dot(weights, output, precision=jax.lax.Precision.HIGHEST)
+        return all_rows(f, specifications, x).ravel()
 
     lower = alpha_crown(rows, lower_only=True)(region).lower
-    return lower.reshape(specifications.offsets.shape) + specifications.offsets
+    return lower.reshape(specifications.offsets.shape)
