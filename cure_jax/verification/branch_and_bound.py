@@ -19,7 +19,7 @@ from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
 from cure_jax.verification.roots import is_box, tightened, traced
-from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, maximise, sides_of
+from cure_jax.verification.split_bound import Multipliers, Network, Root, first, free_of, joined, maximise
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
 
@@ -110,7 +110,7 @@ def free_neurons(f: Partial, region: Region, root: Root) -> tuple[jax.Array, jax
     """Which neurons can be split, and on which side the others are, `[neurons]`."""
     network = Network(traced(f, region), region, root)
     right = [(layer.box.lower >= layer.kink).ravel() for layer in network.layers.values()]
-    return sides_of(network), jnp.where(joined(right, bool), 1, -1).astype(jnp.int8)
+    return free_of(network), jnp.where(joined(right, bool), 1, -1).astype(jnp.int8)
 
 
 @dataclasses.dataclass
@@ -160,7 +160,8 @@ class _Search:
             if 0 < bound < math.inf:
                 self.margin = min(self.margin, bound)
             elif step.possible[i]:
-                own = jax.tree.map(lambda leaf, i=i: leaf[i], step.multipliers)
+                # Copies: a view would keep the whole batch.
+                own = jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), step.multipliers)
                 self.waiting.push(domain._replace(bound=bound, neuron=int(step.neuron[i]), multipliers=own))
             elif self.splittable:
                 witness = self._finish(domain, bound)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from cure_jax.verification.problem import Specification
-from cure_jax.verification.split_bound import Bounded, Network, least, sides_of
+from cure_jax.verification.split_bound import Bounded, Network, free_of, least
 
 __all__ = ["Choice", "choose"]
 
@@ -45,7 +45,7 @@ def choose(network: Network, specification: Specification, sides: jax.Array, fou
     (BaBSR, the first score); De Palma et al., "Improved Branch and Bound for Neural Network Verification via Lagrangian
     Decomposition", 2021, Section 5 (filtered smart branching).
     """
-    free = sides_of(network) & (sides == 0)
+    free = free_of(network) & (sides == 0)
     if not network.layers:
         return Choice(jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     width, chord = _widths(network)

@@ -58,7 +58,7 @@ def _bound_box(f: Partial, specifications: Specification, lower: jax.Array, uppe
     graph = graphs.trace(f, lower)
     assert isinstance(graph.output, Node)
     inside, output = relaxed(graph, region, "crown"), graph.output
-    weights = specifications.weights.reshape(-1, *output.shape)
+    weights = jnp.asarray(specifications.weights).reshape(-1, *output.shape)
 
     def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = linear.backsubstitute(graph, output, row, inside.relaxations)

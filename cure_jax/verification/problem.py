@@ -57,7 +57,7 @@ class Problem:
 
     @property
     def rounded(self) -> Specification:
-        """The specifications in the dtype of the region, their offsets rounded downward: no easier to prove."""
+        """The specifications in the dtype of the region, offsets rounded downward, weights to the nearest."""
         weights, offsets = self.specifications
         dtype = self.region.bounding_box().dtype
         return Specification(np.asarray(weights, dtype), rounded_down(np.asarray(offsets), dtype))

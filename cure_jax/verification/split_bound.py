@@ -39,11 +39,11 @@ __all__ = [
     "Root",
     "branching",
     "first",
+    "free_of",
     "joined",
     "layer_sizes",
     "least",
     "maximise",
-    "sides_of",
 ]
 
 _B1, _B2, _RATES = 0.6, 0.9, (0.25, 0.05)
@@ -191,13 +191,16 @@ class Network:
         return pending[self.graph.input.index], constant
 
 
-def sides_of(network: Network) -> jax.Array:
-    """Which neurons can be split, `[neurons]`: those whose kink lies inside of their box."""
-    inside = [
-        ((layer.box.lower < layer.kink) & (layer.box.upper > layer.kink) & (layer.slopes[0] != layer.slopes[1])).ravel()
-        for layer in network.layers.values()
-    ]
-    return joined(inside, bool)
+def free_of(network: Network) -> jax.Array:
+    """Which neurons can be split, `[neurons]`: all but those whose side of the kink is known, and straight ones.
+
+    Those with a box that is not a number are among them.
+    """
+    free = []
+    for layer in network.layers.values():
+        known = (layer.box.lower >= layer.kink) | (layer.box.upper <= layer.kink)
+        free.append((~known & (layer.slopes[0] != layer.slopes[1])).ravel())
+    return joined(free, bool)
 
 
 def joined(parts: Sequence[jax.Array], dtype: Any) -> jax.Array:
@@ -268,7 +271,8 @@ def least(
     bound = bound - _rounding(network.region.bounding_box(), coefficients)
     nothing = (jnp.zeros(sides[part].shape, row.dtype) for part in network.slices.values())
     both = [seen.get(index, (zero, zero)) for index, zero in zip(network.layers, nothing, strict=True)]
-    return bound, (coefficients, *(joined([one[i] for one in both], row.dtype) for i in (0, 1)))
+    above, slopes = (joined([pair[i] for pair in both], row.dtype) for i in (0, 1))
+    return bound, (coefficients, above, slopes)
 
 
 def _rounding(box: Interval, slopes: jax.Array) -> jax.Array:

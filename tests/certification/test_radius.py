@@ -39,7 +39,7 @@ def test_the_radius_itself_is_proved_where_proofs_are_not_monotone():
     f, x = random_mlp(0), jnp.array([0.5, 0.25])
     label = jnp.argmax(f(x))
     # Proofs come and go as the radius grows.
-    make = lambda x, eps: cj.linf_ball(x, 0.3 * jnp.abs(jnp.sin(40.0 * eps)))  # noqa: E731
+    make = lambda x, eps: cj.linf_ball(x, 1.5 * jnp.abs(jnp.sin(40.0 * eps)))  # noqa: E731
     proved = jax.jit(lambda eps: cj.certify(f, x, label, make(x, eps)).verified)
     grid = np.asarray(jax.vmap(proved)(jnp.linspace(0, 1, 200)))
     assert 0.1 < np.mean(grid) < 0.9

@@ -40,13 +40,13 @@ def bounds_and_values(f, region, key, count=40):
     network = Network(traced(f, region), region, root)
     specification = jax.tree.map(jnp.asarray, SPECIFICATION)
     points = jax.vmap(region.sample)(jax.random.split(key, 3000))
-    seen = jnp.sign(jax.vmap(functools.partial(operands, network.graph))(points))
+    seen = jnp.sign(jax.vmap(functools.partial(operands, network.graph))(points)).astype(jnp.int8)
     rows = jax.vmap(lambda x: jnp.max(specification.weights @ f(x) + specification.offsets))(points)
 
     def one(key):
         keys = jax.random.split(key, 6)
         of = jax.random.randint(keys[0], (), 0, len(points))
-        sides = (seen[of] * jax.random.bernoulli(keys[1], 0.3, seen[of].shape)).astype(jnp.int8)
+        sides = jnp.where(jax.random.bernoulli(keys[1], 0.3, seen[of].shape), seen[of], 0)
         spread = jnp.exp(2 * jax.random.normal(keys[2]))
         multipliers = Multipliers(
             0.5 + spread * jax.random.normal(keys[3], sides.shape),
