@@ -3,6 +3,7 @@
 Independent of the library: NumPy and SciPy in float64 only.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -28,10 +29,9 @@ def least_margin(params, x, label: int, eps: float, p: float, within=None) -> fl
     low, high = x - eps, x + eps
     if within is not None:
         low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
-    return min(
-        _by_patterns(layers, x, row, eps, low, high) if p == 2 else _by_program(layers, x, row, eps, p, low, high)
-        for row in rows
-    )
+    if p == 2:
+        return _by_patterns(layers, x, rows, eps, low, high)
+    return min(_by_program(layers, x, row, eps, p, low, high) for row in rows)
 
 
 def _by_program(layers: Layers, x, row, eps, p, low, high) -> float:
@@ -122,11 +122,11 @@ def _cells(layers: Layers, low, high) -> Iterator[tuple[np.ndarray, np.ndarray, 
     yield from deeper(0, np.eye(len(low)), np.zeros(len(low)), [], [])
 
 
-def _by_patterns(layers: Layers, x, row, eps, low, high) -> float:
-    """A convex problem for each activation pattern."""
+def _by_patterns(layers: Layers, x, rows, eps, low, high) -> float:
+    """A convex problem for each activation pattern and row."""
     weights, bias = layers[-1]
     best = math.inf
-    for matrix, constant, normals, offsets in _cells(layers, low, high):
+    for (matrix, constant, normals, offsets), row in itertools.product(_cells(layers, low, high), rows):
         slope, offset = matrix @ weights @ row, (constant @ weights + bias) @ row
         normals, offsets = np.stack(normals), np.asarray(offsets)
         constraints = [
