@@ -54,7 +54,7 @@ def bounds_and_values(f, region, key, count=40):
             2 * jax.random.normal(keys[5], (len(network.layers),)),
             spread * jax.random.normal(keys[2], (2,)),
         )
-        there = jnp.all((sides == 0) | (sides == seen), axis=1)
+        there = jnp.all((sides[None] == 0) | (sides[None] == seen), axis=1)
         lowest = jnp.min(jnp.where(there, rows, jnp.inf))
         found = maximise(network, specification, sides, first(network, specification), 3)
         return least(network, specification, sides, multipliers)[0], found.bound, lowest
