@@ -19,6 +19,7 @@ from cure_jax.certification import (
     Certificate,
     UnionCertificate,
     attack_dataset,
+    certified_radius,
     certify,
     certify_dataset,
     certify_union,
@@ -26,9 +27,24 @@ from cure_jax.certification import (
 )
 from cure_jax.custom import custom_bounds
 from cure_jax.graph import UnsupportedPrimitive
-from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region, hull, l1_ball, l2_ball, linf_ball, lp_ball
+from cure_jax.regions import (
+    Box,
+    CutHull,
+    Hull,
+    Interval,
+    LpBall,
+    Region,
+    box,
+    hull,
+    l1_ball,
+    l2_ball,
+    linf_ball,
+    lp_ball,
+)
+from cure_jax.verification import verify, verify_property
 
 __all__ = [
+    "Box",
     "Certificate",
     "CutHull",
     "Hull",
@@ -41,7 +57,9 @@ __all__ = [
     "apgd",
     "attack_dataset",
     "block_norms",
+    "box",
     "box_ball",
+    "certified_radius",
     "certify",
     "certify_dataset",
     "certify_union",
@@ -58,6 +76,8 @@ __all__ = [
     "margins",
     "pgd",
     "sdp_crown",
+    "verify",
+    "verify_property",
     "vertex_crown",
 ]
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from cure_jax.regions import LpBall, Region
+from cure_jax.regions import Box, LpBall, Region
 from cure_jax.validation import as_class
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
@@ -286,6 +286,8 @@ def _best_of_restarts(
 
 def _default_step_size(region: Region) -> float:
     """Return the step size of CURE for the norm of the region."""
+    if isinstance(region, Box):
+        return 0.5
     return {math.inf: 0.5, 2.0: 0.2}.get(region.p, 0.3) if isinstance(region, LpBall) else 0.3
 
 

@@ -21,6 +21,7 @@ from cure_jax.bounds.norms import spectral
 from cure_jax.certification import certificate
 from cure_jax.regions import Interval, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
+from cure_jax.verification import leaf, split_bound
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -84,9 +85,9 @@ def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:
-    right = linear._pull_relaxed
+    right = linear.pull_relaxed
     swapped = lambda relaxation: registry.Relaxation(relaxation.upper, relaxation.lower)  # noqa: E731
-    patch.setattr(linear, "_pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
+    patch.setattr(linear, "pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
 
 
 def offsets_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -243,3 +244,29 @@ def max_pool_below_its_largest_upper_bound(patch: pytest.MonkeyPatch) -> None:
 
 def examples_outside_of_their_region(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LpBall, "contains", lambda self, x, tolerance=0.0: jnp.asarray(True))
+
+
+def splits_that_keep_the_other_side(patch: pytest.MonkeyPatch) -> None:
+    right = split_bound.Network.cut
+    patch.setattr(split_bound.Network, "cut", lambda self, index, sides: right(self, index, -sides))
+
+
+def multipliers_that_cost_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A layer's constant without what its slopes take from it."""
+
+    def wrong(layer, coefficients, slopes, multiplier):
+        del slopes
+        return sdp_crown_module.layer_bound(layer, coefficients, 0.5 * coefficients, multiplier)
+
+    sdp_crown_module = sys.modules["cure_jax.bounds.sdp_crown"]
+    patch.setattr(split_bound, "layer_bound", wrong)
+
+
+def leaves_without_their_region(patch: pytest.MonkeyPatch) -> None:
+    """The dual of a leaf at the middle of the region, not at its worst input."""
+
+    def wrong(affine, weights, evaluate):
+        _, point = evaluate(weights @ affine.coefficients)
+        return float(weights @ affine.constants), point
+
+    patch.setattr(leaf, "_bound", wrong)

@@ -12,11 +12,13 @@ from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test
 from tests.certification import test_certificate
 from tests.regions import test_support
 from tests.rules import test_rules
+from tests.verification import test_leaf, test_split_bound
 
 LINES = test_rules.test_intervals_and_lines_hold_every_value
 SUPPORT = test_support.test_no_point_of_the_region_exceeds_the_support
 WINDOWS = test_coefficients.test_windows_are_dense_coefficients
 GRID = test_soundness.test_bounds_hold_on_a_grid
+DOMAINS = functools.partial(test_split_bound.test_any_multipliers_are_sound_on_any_sides, "mlp", "linf")
 VERTICES = functools.partial(test_vertex_crown.test_concave_functions_are_bounded_exactly, (0.0, 1.0), jax.nn.relu)
 
 # The planted bug, and the check of the suite that is meant to notice it.
@@ -51,6 +53,11 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
         test_vertex_crown.test_windows_are_dense_coefficients, "one channel", False
     ),
     mutants.norms_that_are_estimates: functools.partial(test_spectral.test_blocks_are_bounded_from_above, "tall"),
+    mutants.splits_that_keep_the_other_side: DOMAINS,
+    mutants.multipliers_that_cost_nothing: DOMAINS,
+    mutants.leaves_without_their_region: functools.partial(
+        test_leaf.test_a_leaf_with_a_counterexample_gives_it, "linf"
+    ),
     mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
     mutants.examples_outside_of_their_region: (
         test_certificate.test_an_example_outside_of_its_region_is_never_verified

@@ -31,7 +31,7 @@ from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
-__all__ = ["alpha_crown", "has_free_slopes", "optimized_output"]
+__all__ = ["alpha_crown", "has_free_slopes", "optimized_layers", "optimized_output"]
 
 _log = logging.getLogger(__name__)
 
@@ -100,18 +100,41 @@ def alpha_crown(
         if not isinstance(graph.output, Node) or not has_free_slopes(graph):
             return plain
         sides = 1 if lower_only else 2
-        inner = _inner_objectives(graph) if intermediate == "optimized" else ()
-        over = _over_budget(graph, inner, share)
-        intervals = dict(start.intervals)
-        if inner and (share or not over):
-            shared = {node.index: _undecided(graph, node, intervals) for node in over}
-            best = _optimize(_Problem(graph, region, intervals, (*inner, graph.output), sides, shared), steps)
-            for node in inner:
-                intervals[node.index] = intervals[node.index].intersect(_interval(best[node.index], node))
-            plain = plain.intersect(_interval(best[graph.output.index], graph.output))
+        intervals = start.intervals
+        if intermediate == "optimized":
+            intervals, found = optimized_layers(graph, region, intervals, steps, sides=sides, share=share)
+            plain = plain if found is None else plain.intersect(found)
         return plain.intersect(optimized_output(graph, region, intervals, steps, lower_only=lower_only))
 
     return bounds
+
+
+def optimized_layers(
+    graph: Graph, region: Region, intervals: Mapping[int, Interval], steps: int, *, sides: int, share: bool
+) -> tuple[dict[int, Interval], Interval | None]:
+    """Bounds of neurons inside by slopes of their own, optimised for the sum of the bounds of the output.
+
+    Args:
+      graph: the network; its output is a node.
+      region: the set of inputs.
+      intervals: of every node, CROWN's.
+      steps: of Adam.
+      sides: of the output: 1, its lower bounds count, or 2, upper ones too.
+      share: as for `alpha_crown`.
+
+    Returns:
+      The intervals, intersected with what was found; and bounds of the output, if anything was optimised.
+    """
+    assert isinstance(graph.output, Node)
+    inner, intervals = _inner_objectives(graph), dict(intervals)
+    over = _over_budget(graph, inner, share)
+    if not inner or (over and not share):
+        return intervals, None
+    shared = {node.index: _undecided(graph, node, intervals) for node in over}
+    best = _optimize(_Problem(graph, region, intervals, (*inner, graph.output), sides, shared), steps)
+    for node in inner:
+        intervals[node.index] = intervals[node.index].intersect(_interval(best[node.index], node))
+    return intervals, _interval(best[graph.output.index], graph.output)
 
 
 def optimized_output(

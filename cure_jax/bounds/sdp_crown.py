@@ -42,7 +42,7 @@ from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
-__all__ = ["Layer", "layer_bound", "sdp_crown"]
+__all__ = ["Layer", "layer_bound", "sdp_crown", "with_room"]
 
 # The rate of Adam falls from the first to the second over all steps; shares and levels are of order one. Little
 # momentum, as there are few steps: with optax's b1 = 0.9 and b2 = 0.999, 50 steps prove what 20 do with these.
@@ -320,11 +320,11 @@ def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:
         if pieces is not None:
             operand = equation.bounded[0].index
             box = known.intervals[operand]
-            layers[equation.output.index] = Layer(box, _with_room(known.balls[operand], box), *pieces)
+            layers[equation.output.index] = Layer(box, with_room(known.balls[operand], box), *pieces)
     return layers
 
 
-def _with_room(ball: Ball, box: Interval) -> Ball:
+def with_room(ball: Ball, box: Interval) -> Ball:
     """A ball with room for the rounding of its center.
 
     Where ball and box are narrower than that, they may miss each other, and the larger lam, the more a bound would

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
-from cure_jax.bounds.crown import crown, relaxed
+from cure_jax.bounds.crown import Relaxed, crown, relaxed
 from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding import linear
 from cure_jax.bounds.folding.coefficients import Window
@@ -26,7 +26,7 @@ from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 from cure_jax.rules.local import Axis, moving_axes
 
-__all__ = ["vertex_crown"]
+__all__ = ["relaxed_at_vertices", "vertex_crown"]
 
 
 def vertex_crown(
@@ -71,8 +71,7 @@ def vertex_crown(
         if not isinstance(region, LpBall) or region.p != 1:
             return plain(region)
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        kept = _Kept(graph, ActivatedBall(region, {}))
-        inside = relaxed(graph, region, "crown", kept=kept)
+        inside, kept = relaxed_at_vertices(graph, region)
         found = linear.concretized_output(graph, kept.ball, inside.relaxations, inside.intervals)
         if steps == 0 or not kept.ball.layers or not has_free_slopes(graph):
             return found
@@ -81,6 +80,12 @@ def vertex_crown(
         return found.intersect(optimized.without_overflow())
 
     return bounds
+
+
+def relaxed_at_vertices(graph: Graph, region: LpBall) -> tuple[Relaxed, "_Kept"]:
+    """Bounds and relaxes all nonlinear equations of a graph on an l_1 ball; and the layers whose coefficients stay."""
+    kept = _Kept(graph, ActivatedBall(region, {}))
+    return relaxed(graph, region, "crown", kept=kept), kept
 
 
 class _Above(NamedTuple):

@@ -1,6 +1,7 @@
 """From bounds to verdicts.
 
-`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `dataset` for many;
+`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `radius` at which radius,
+`dataset` for many;
 `attack_dataset` looks for counterexamples of many. Both share `batches`.
 """
 
@@ -9,6 +10,7 @@ from cure_jax.certification.certificate import Certificate, UnionCertificate, ce
 from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
+from cure_jax.certification.radius import certified_radius
 from cure_jax.certification.specification import UnsafeSet
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "UnsafeSet",
     "attack_dataset",
     "bound_method",
+    "certified_radius",
     "certify",
     "certify_dataset",
     "certify_union",

@@ -16,7 +16,7 @@ from cure_jax import numerics, pytrees
 from cure_jax.regions import searches
 from cure_jax.regions.region import Interval
 
-__all__ = ["LpBall", "l1_ball", "l2_ball", "linf_ball", "lp_ball"]
+__all__ = ["LpBall", "check_values", "l1_ball", "l2_ball", "linf_ball", "lp_ball"]
 
 _NEAR = 1.001
 
@@ -257,7 +257,7 @@ def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] 
     if not p >= 1:
         raise ValueError(f"p is {p}; a norm needs 1 <= p <= inf: give 1, 2, math.inf or another number in between.")
     radius = _fit("eps", eps, center)
-    _check("eps", "radii must be finite and at least 0", lambda eps: np.isfinite(eps) & (eps >= 0), eps)
+    check_values("eps", "radii must be finite and at least 0", lambda eps: np.isfinite(eps) & (eps >= 0), eps)
     if within is None:
         return LpBall(center, radius, None, None, float(p))
     if not isinstance(within, tuple | list) or len(within) != 2:
@@ -265,9 +265,9 @@ def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] 
     low, high = within
     lower, upper = _fit("within[0]", low, center), _fit("within[1]", high, center)
     limits = "lower limits must not exceed the upper ones"
-    _check("within[0]", limits, lambda low, high: low <= high, low, high)
+    check_values("within[0]", limits, lambda low, high: low <= high, low, high)
     around = "the center must lie in `within`"
-    _check("x", around, lambda x, low, high: (low <= x) & (x <= high), center, low, high)
+    check_values("x", around, lambda x, low, high: (low <= x) & (x <= high), center, low, high)
     return LpBall(center, radius, lower, upper, float(p))
 
 
@@ -298,7 +298,7 @@ def _fit(name: str, value: ArrayLike, center: Float[Array, "*x"]) -> Float[Array
         ) from error
 
 
-def _check(name: str, requirement: str, holds: Callable[..., np.ndarray], *values: ArrayLike) -> None:
+def check_values(name: str, requirement: str, holds: Callable[..., np.ndarray], *values: ArrayLike) -> None:
     """Raise with the first value, of the first of `values`, for which `holds` is not true; traced values pass."""
     if any(isinstance(value, jax.core.Tracer) for value in values):
         return

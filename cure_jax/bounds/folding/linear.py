@@ -27,7 +27,7 @@ from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import lowered
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Hull, Interval, LpBall, Region
+from cure_jax.regions import Box, Hull, Interval, LpBall, Region
 from cure_jax.rules.local import moving_axes
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "concretize",
     "concretized_output",
     "pull_affine",
+    "pull_relaxed",
 ]
 
 # Objectives are processed in chunks: of at most this many coefficients on the widest window or node, for one example,
@@ -99,7 +100,7 @@ def backsubstitute(
         here = pending.pop(index)
         if not affine and isinstance(relaxations[index], AtVertices):
             kept[index] = forms.negative(here)
-        pulled, constant = pull_affine(equation, here) if affine else _pull_relaxed(equation, relaxations[index], here)
+        pulled, constant = pull_affine(equation, here) if affine else pull_relaxed(equation, relaxations[index], here)
         offset = offset + constant if intercepts is None else _plus(offset, here, intercepts[index])
         for node, part in zip(equation.bounded, pulled, strict=True):
             pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
@@ -147,9 +148,19 @@ def pull_affine(equation: Equation, coefficients: Coefficients) -> tuple[tuple[C
     return pulled, forms.inner(coefficients, equation.evaluate(*(node.zeros() for node in equation.bounded)))
 
 
-def _pull_relaxed(
+def pull_relaxed(
     equation: Equation, relaxation: rules.Relaxation, coefficients: Coefficients
 ) -> tuple[tuple[Coefficients, ...], jax.Array]:
+    """Moves coefficients through a relaxed equation: its lower line where one is positive, else its upper line.
+
+    Args:
+      equation: with a nonlinear rule.
+      relaxation: of it, on a box.
+      coefficients: on its output.
+
+    Returns:
+      Coefficients on each bounded operand, and the constant: `<coefficients, y> >= sum_i <pulled_i, x_i> + constant`.
+    """
     lower, upper = relaxation
     if lower.slopes is not None and upper.slopes is not None:
         return forms.pull_lines(coefficients, (lower.slopes, lower.intercept), (upper.slopes, upper.intercept))
@@ -198,7 +209,7 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
     """The greatest value of minus a linear function over the region."""
     if isinstance(region, Hull):
         return jnp.max(jnp.stack([_support(member, coefficients, node) for member in region.members]))
-    if isinstance(coefficients, Window) and isinstance(region, LpBall):
+    if isinstance(coefficients, Window) and isinstance(region, Box | LpBall):
         return _restricted(region, coefficients).support(-coefficients.value)
     return region.support(-forms.dense(coefficients, node.shape))
 
@@ -314,6 +325,6 @@ def concretized_output(
     return bound_node(graph, graph.output, region, relaxations, intervals, intercepts=intercepts)
 
 
-def _restricted(region: LpBall, window: Window) -> LpBall:
+def _restricted(region: Box | LpBall, window: Window) -> Box | LpBall:
     """The region seen through a window, on whose outside coefficients are 0."""
     return jax.tree.map(window.cut, region)

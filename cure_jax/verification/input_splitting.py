@@ -1,0 +1,171 @@
+"""Branch and bound on the inputs themselves, for networks of few.
+
+A box of inputs is cut in two along one of its sides, and the halves are bounded by CROWN, many at once. All it needs
+are bounds that get tight on small boxes, so it decides networks of any functions; but the number of boxes grows with a
+power that is the number of inputs.
+"""
+
+import functools
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from cure_jax import graph as graphs
+from cure_jax.bounds.crown import relaxed
+from cure_jax.bounds.folding import linear
+from cure_jax.graph import Node
+from cure_jax.regions import Box
+from cure_jax.verification.outcome import Outcome
+from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
+from cure_jax.verification.verdict import Status
+from cure_jax.verification.witness import confirmed
+
+__all__ = ["split_inputs"]
+
+
+class _Step(NamedTuple):
+    """What one compiled step says of a batch of boxes.
+
+    Attributes:
+      bound: `[batch]`, of the specification that is least proved.
+      points: `[batch, 2, *x]`, the middle, and the corner where the worst row seems least.
+      values: `[batch, 2]`, the least greatest row of any specification there.
+      scores: `[batch, *x]`, how much the bound may gain from cutting each side.
+    """
+
+    bound: Any
+    points: Any
+    values: Any
+    scores: Any
+
+
+@jax.jit
+def bound_boxes(f: Partial, specifications: Specification, lower: jax.Array, upper: jax.Array) -> _Step:
+    """Bounds a batch of boxes, `[batch, *x]`, by CROWN."""
+    return jax.vmap(functools.partial(_bound_box, f, specifications))(lower, upper)
+
+
+def _bound_box(f: Partial, specifications: Specification, lower: jax.Array, upper: jax.Array) -> _Step:
+    region = Box(lower, upper)
+    graph = graphs.trace(f, lower)
+    assert isinstance(graph.output, Node)
+    inside, output = relaxed(graph, region, "crown"), graph.output
+    weights = jnp.asarray(specifications.weights).reshape(-1, *output.shape)
+
+    def one(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = linear.backsubstitute(graph, output, row, inside.relaxations)
+        coefficients = found.coefficients[graph.input.index]
+        assert isinstance(coefficients, jax.Array)
+        return linear.concretize(found, graph, region, inside.intervals), coefficients
+
+    least, coefficients = jax.vmap(one)(weights)
+    rows = least.reshape(specifications.offsets.shape) + specifications.offsets
+    # What is not a number is no bound.
+    rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
+    of_specifications = jnp.max(rows, axis=1)
+    worst = jnp.argmin(of_specifications)
+    row = worst * rows.shape[1] + jnp.argmax(rows[worst])
+    middle = region.center
+    corner = jnp.where(coefficients[row] > 0, lower, jnp.where(coefficients[row] < 0, upper, middle))
+    points = jnp.stack([middle, corner])
+    values = jax.vmap(lambda x: jnp.min(worst_values(f, specifications, x)))(points)
+    scores = jnp.max(jnp.abs(coefficients), axis=0) * (upper - lower)
+    return _Step(of_specifications[worst], points, values, jnp.where(jnp.isfinite(scores), scores, 0))
+
+
+def split_inputs(problem: Problem, limits: Limits, batch_size: int) -> Outcome:
+    """Branch and bound on the inputs, the worst box first.
+
+    Args:
+      problem: its region must be its bounding box.
+      limits: looked at between batches.
+      batch_size: boxes that are bounded at once.
+
+    Returns:
+      VERIFIED if finite bounds above 0 cover the region; FALSIFIED with a witness; TIMEOUT where a limit was reached;
+      UNKNOWN where a box is left that is too small to be cut.
+    """
+    box = problem.region.bounding_box()
+    # A ball has its ends only up to a rounding.
+    room = 0 if isinstance(problem.region, Box) else 1
+    lower, upper = np.asarray(box.lower), np.asarray(box.upper)
+    lower = np.nextafter(lower, -np.inf, dtype=lower.dtype) if room else lower
+    upper = np.nextafter(upper, np.inf, dtype=upper.dtype) if room else upper
+    return _Search(problem, limits, batch_size).run(lower, upper)
+
+
+class _Search:
+    def __init__(self, problem: Problem, limits: Limits, batch_size: int) -> None:
+        self.problem, self.limits, self.batch_size = problem, limits, batch_size
+        self.heap: list[tuple[float, int, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.order, self.bounded, self.margin, self.undecided = itertools.count(), 0, math.inf, math.inf
+
+    def run(self, lower: np.ndarray, upper: np.ndarray) -> Outcome:
+        """Bounds the whole, and cuts what is not proved."""
+        boxes: Sequence[tuple[float, np.ndarray, np.ndarray]] = [(-math.inf, lower, upper)]
+        while boxes:
+            witness = self.take(boxes)
+            if witness is not None:
+                return Outcome(
+                    Status.FALSIFIED, witness, witness.margin, self.bounded, "splitting inputs found a counterexample"
+                )
+            self.limits.tell(Progress(self.bounded, len(self.heap), self.worst, time.monotonic() - self.limits.start))
+            limit = self.limits.exceeded(self.bounded, len(self.heap) * 3 * lower.nbytes)
+            if self.heap and limit:
+                return Outcome(Status.TIMEOUT, None, self.worst, self.bounded, limit)
+            boxes = self.halves()
+        if self.undecided < math.inf:
+            reason = "a box of inputs that cannot be cut any more was not proved"
+            return Outcome(Status.UNKNOWN, None, self.worst, self.bounded, reason)
+        return Outcome(Status.VERIFIED, None, self.margin, self.bounded, "splitting inputs proved every box")
+
+    @property
+    def worst(self) -> float:
+        """The least bound of anything."""
+        return min(self.margin, self.undecided, self.heap[0][0] if self.heap else math.inf)
+
+    def take(self, boxes: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> Any:
+        """Bounds some boxes; a counterexample ends the search."""
+        for start in range(0, len(boxes), self.batch_size):
+            part = boxes[start : start + self.batch_size]
+            padded = [part[min(i, len(part) - 1)] for i in range(self.batch_size)]
+            lower, upper = (np.stack([box[i] for box in padded]) for i in (1, 2))
+            step = jax.device_get(bound_boxes(self.problem.f, self.problem.rounded, lower, upper))
+            self.bounded += len(part)
+            broken = (step.values[: len(part)] <= 0).ravel()
+            points = step.points[: len(part)].reshape(-1, *lower.shape[1:])
+            witness = confirmed(self.problem, points[broken][:4])
+            if witness is not None:
+                return witness
+            for i, (known, low, high) in enumerate(part):
+                bound = max(known, float(step.bound[i])) if np.isfinite(step.bound[i]) else known
+                if 0 < bound < math.inf:
+                    self.margin = min(self.margin, bound)
+                else:
+                    heapq.heappush(self.heap, (bound, -next(self.order), low, high, step.scores[i]))
+        return None
+
+    def halves(self) -> list[tuple[float, np.ndarray, np.ndarray]]:
+        """The halves of the worst boxes, each with the bound of the whole."""
+        found = []
+        while self.heap and len(found) + 2 <= self.batch_size:
+            bound, _, low, high, scores = heapq.heappop(self.heap)
+            middle = low + (high - low) / 2
+            can = (low < middle) & (middle < high)
+            if not np.any(can):
+                self.undecided = min(self.undecided, bound)
+                continue
+            side = np.argmax(np.where(can, scores, -1))
+            side = side if scores.flat[side] > 0 else np.argmax(np.where(can, high - low, -1))
+            ends = [(low, high.copy()), (low.copy(), high)]
+            ends[0][1].flat[side] = ends[1][0].flat[side] = middle.flat[side]
+            found.extend((bound, *pair) for pair in ends)
+        return found

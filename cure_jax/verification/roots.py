@@ -1,0 +1,117 @@
+"""What is known of a network on all of the region, before anything is split."""
+
+import functools
+import math
+
+import jax
+from jax.tree_util import Partial
+
+from cure_jax import graph as graphs
+from cure_jax import rules
+from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_layers
+from cure_jax.bounds.box_ball import Ball, propagate_balls
+from cure_jax.bounds.crown import relaxed
+from cure_jax.bounds.norms.spectral import norms_by_block
+from cure_jax.bounds.sdp_crown import with_room
+from cure_jax.bounds.vertex_crown import relaxed_at_vertices
+from cure_jax.graph import Graph
+from cure_jax.regions import Box, Interval, LpBall, Region
+from cure_jax.verification.problem import Specification, all_rows
+from cure_jax.verification.split_bound import Root, branching
+
+__all__ = ["has_balls", "is_box", "others", "root_bounds", "tightened", "traced"]
+
+
+def traced(f: Partial, region: Region) -> Graph:
+    """The network as a graph."""
+    return graphs.trace(f, region.bounding_box().lower)
+
+
+def has_balls(region: Region) -> bool:
+    """Whether layers are relaxed on l_2 balls too: for the balls in between l_1 and l_inf."""
+    return isinstance(region, LpBall) and 1 < region.p < math.inf
+
+
+def is_box(region: Region) -> bool:
+    """Whether the region is its own bounding box, up to rounding."""
+    return isinstance(region, Box) or (isinstance(region, LpBall) and region.p == math.inf)
+
+
+def others(graph: Graph) -> tuple[graphs.Equation, ...]:
+    """The nonlinear equations that cannot be split, in order of execution."""
+    return tuple(
+        equation
+        for equation in graph.equations
+        if isinstance(rules.lookup(equation), rules.Nonlinear) and rules.two_pieces(equation) is None
+    )
+
+
+@jax.jit
+def root_bounds(f: Partial, region: Region) -> Root:
+    """Bounds of all layers on the region: of CROWN, and the balls of `box_ball` where the region is a ball.
+
+    Args:
+      f: the network.
+      region: the set of inputs.
+    """
+    graph = traced(f, region)
+    if isinstance(region, LpBall) and region.p == 1:
+        operands = relaxed_at_vertices(graph, region)[0].operands
+    else:
+        operands = relaxed(graph, region, "crown").operands
+    balls: dict[int, Ball] = {}
+    if has_balls(region):
+        known = propagate_balls(graph, region, norms_by_block(graph, None), operands)
+        balls, given = known.balls, iter(operands)
+        nonlinear = (e for e in graph.equations if isinstance(rules.lookup(e), rules.Nonlinear))
+        nodes = (node for equation in nonlinear for node in equation.bounded)
+        operands = [
+            known.intervals[node.index].intersect(interval) for node, interval in zip(nodes, given, strict=True)
+        ]
+    return _sorted(graph, list(operands), balls)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def tightened(f: Partial, region: Region, root: Root, specifications: Specification, *, steps: int = 20) -> Root:
+    """The same with tighter boxes of layers: slopes of neurons inside are optimised, as `alpha_crown` does.
+
+    It takes many times as long as `root_bounds`.
+
+    Args:
+      f: the network.
+      region: the set of inputs.
+      root: from `root_bounds`.
+      specifications: whose bounds are to become better, in the dtype of the region.
+      steps: of Adam.
+    """
+
+    def rows(x: jax.Array) -> jax.Array:
+        return all_rows(f, specifications, x).ravel()
+
+    graph = graphs.trace(rows, region.bounding_box().lower)
+    nonlinear = [e for e in graph.equations if isinstance(rules.lookup(e), rules.Nonlinear)]
+    inside = relaxed(graph, region, "crown")
+    if not has_free_slopes(graph):
+        return root
+    intervals, _ = optimized_layers(graph, region, inside.intervals, steps, sides=1, share=False)
+    # The rows are affine in the output of f: they add no nonlinear equation.
+    found = _sorted(graph, [intervals[node.index] for e in nonlinear for node in e.bounded], {})
+    boxes = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.boxes, found.boxes, strict=True))
+    others = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.others, found.others, strict=True))
+    return Root(boxes, root.balls, others)
+
+
+def _sorted(graph: Graph, operands: list[Interval], balls: dict[int, Ball]) -> Root:
+    given, boxes, own, rest = iter(operands), [], [], []
+    splits = {equation.output.index for equation in branching(graph)}
+    for equation in graph.equations:
+        if not isinstance(rules.lookup(equation), rules.Nonlinear):
+            continue
+        intervals = [next(given) for _ in equation.bounded]
+        if equation.output.index not in splits:
+            rest.extend(intervals)
+            continue
+        boxes.append(intervals[0])
+        if balls:
+            own.append(with_room(balls[equation.bounded[0].index], intervals[0]))
+    return Root(tuple(boxes), tuple(own), tuple(rest))

@@ -1,0 +1,151 @@
+"""What `verify` and `verify_property` answer, and what they must never answer."""
+
+import dataclasses
+import math
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import cure_jax as cj
+from cure_jax.certification import UnsafeSet
+from cure_jax.verification import Options, Status, verify, verify_property
+from tests.networks import random_mlp
+
+ACTIVATIONS = Options(batch_size=8, steps=10, branching="activations", attack_steps=5, attack_restarts=1)
+INPUTS = Options(boxes=32, branching="inputs", attack_steps=5, attack_restarts=1)
+
+
+def bump(center, height, x):
+    """Two classes; 1 wins in a tiny pyramid around the center only, and the logits are flat everywhere else."""
+    away = jnp.maximum(x - center, 0.0) + jnp.maximum(center - x, 0.0)
+    return jnp.stack([0.5 + 0.0 * x[0], height * jnp.maximum(1.0 - 200.0 * jnp.sum(away), 0.0)])
+
+
+CENTER = jnp.array([0.3125, 0.6875])
+
+
+@pytest.mark.parametrize("options", [ACTIVATIONS, INPUTS], ids=["activations", "inputs"])
+def test_a_counterexample_hidden_from_gradients_is_found(options):
+    x = jnp.array([0.5, 0.5])
+    region = cj.linf_ball(x, 0.25)
+    hidden = verify(Partial(bump, CENTER, jnp.float32(0.51)), x, 0, region, options=options)
+    assert hidden.status is Status.FALSIFIED
+    assert bool(region.contains(jnp.asarray(hidden.witness)))
+    assert hidden.margin <= 0
+    harmless = verify(Partial(bump, CENTER, jnp.float32(0.49)), x, 0, region, options=options)
+    assert harmless.status is Status.VERIFIED
+    assert 0 < harmless.margin <= 0.01 + 1e-6
+    assert harmless.witness is None
+
+
+def test_ties_count_against_the_label():
+    tied = Partial(lambda x: jnp.stack([x[0], 0.25 + 0.0 * x[0]]))
+    x = jnp.array([0.5])
+    assert verify(tied, x, 0, cj.box(np.float32([0.25]), np.float32([1.0])), options=INPUTS).status is Status.FALSIFIED
+
+
+def test_limits_are_kept_and_told():
+    f, x, told = random_mlp(3, (6, 24, 24, 3)), jnp.full(6, 0.5), []
+    label, region = int(jnp.argmax(f(x))), cj.linf_ball(x, 0.08)
+    few = Options(batch_size=8, steps=1, branching="activations", attack_steps=1, attack_restarts=1, max_domains=20)
+    first = verify(f, x, label, region, 300.0, options=few, progress=told.append)
+    if first.status is Status.TIMEOUT:
+        assert "as many as allowed" in first.reason
+        assert first.domains <= 20 + few.batch_size
+        assert told[-1].domains == first.domains
+        assert first.margin <= 0
+    # Compiled by now.
+    start = time.monotonic()
+    limited = verify(f, x, label, region, 0.0, options=few)
+    assert limited.status in (Status.TIMEOUT, Status.FALSIFIED)
+    assert time.monotonic() - start < 5
+    assert limited.margin == -math.inf or limited.margin <= 0
+
+
+def test_functions_that_nothing_branches_on():
+    f = Partial(lambda x: jnp.stack([jnp.tanh(3.0 * x[0]) - jnp.tanh(3.0 * x[0] + 0.5 * x[1]), 0.0 * x[0] - 0.6]))
+    x = jnp.zeros(2)
+    easy = verify(f, x, 0, cj.linf_ball(x, 0.1), options=ACTIVATIONS)
+    assert easy.status is Status.VERIFIED
+    hard = verify(f, x, 0, cj.linf_ball(x, 0.85), options=ACTIVATIONS)
+    assert hard.status is Status.UNKNOWN
+    assert "nothing branches on tanh" in hard.reason
+    assert verify(f, x, 0, cj.linf_ball(x, 0.85), options=INPUTS).status is Status.VERIFIED
+
+
+def unsafe(lower, upper, weights, offsets):
+    return UnsafeSet(*(np.asarray(part, np.float64) for part in (lower, upper, weights, offsets)))
+
+
+@pytest.mark.parametrize("options", [ACTIVATIONS, INPUTS], ids=["activations", "inputs"])
+def test_all_rows_of_a_set_must_hold_at_once(options):
+    """y = |x| on [-1, 1]: y <= 0.2 is reached, y >= 0.6 too, both at once never."""
+    f = Partial(jnp.abs)
+    low, high = ([1.0], -0.2), ([-1.0], 0.6)
+    both = unsafe([-1.0], [1.0], [low[0], high[0]], [low[1], high[1]])
+    assert verify_property(f, [both], options=options).status is Status.VERIFIED
+    each = [unsafe([-1.0], [1.0], [row], [offset]) for row, offset in (low, high)]
+    found = verify_property(f, [both, each[0]], options=options)
+    assert found.status is Status.FALSIFIED
+    assert found.witness.dtype == np.float64
+    assert abs(found.witness[0]) <= 0.2
+    assert verify_property(f, each[1:], options=options).status is Status.FALSIFIED
+    # Of several boxes each counts.
+    apart = [unsafe([-0.5], [0.5], [high[0]], [high[1]]), unsafe([0.5], [1.0], [high[0]], [high[1]])]
+    assert verify_property(f, apart[:1], options=options).status is Status.VERIFIED
+    assert verify_property(f, apart, options=options).status is Status.FALSIFIED
+
+
+def test_ends_that_float32_does_not_have():
+    """The box is rounded outward for proofs; a witness lies in the box itself."""
+    f, end = Partial(lambda x: 1.0 * x), 0.1 + 1e-12
+    fixed = unsafe([end, 0.0], [end, 1.0], [[0.0, 1.0]], [0.0])
+    found = verify_property(f, [fixed], options=INPUTS)
+    assert found.status is Status.FALSIFIED
+    assert found.witness[0] == end
+
+
+def test_what_is_not_a_number_proves_nothing():
+    x = jnp.zeros(2)
+    for value in (jnp.nan, jnp.inf):
+        broken = Partial(lambda w, x: jnp.stack([1.0 + w * jnp.maximum(x[0], 0.0), x[1]]), jnp.float32(value))
+        for options in (ACTIVATIONS, INPUTS):
+            verdict = verify(
+                broken, x, 0, cj.linf_ball(x, 0.5), 3.0, options=dataclasses.replace(options, max_domains=50)
+            )
+            assert verdict.status is not Status.VERIFIED
+
+
+def test_functions_without_kinks_and_without_inputs():
+    x = jnp.array([0.5, 0.25])
+    linear = Partial(lambda w, x: w @ x, jnp.eye(2))
+    region = cj.l2_ball(x, 0.17)
+    assert verify(linear, x, 0, region).status is Status.VERIFIED
+    assert verify(linear, x, 0, cj.l2_ball(x, 0.18)).status is Status.FALSIFIED
+    constant = Partial(lambda w, x: w, jnp.array([1.0, 0.5]))
+    assert verify(constant, x, 0, region).status is Status.VERIFIED
+    assert verify(constant, x, 1, region).status is Status.FALSIFIED
+
+
+def test_questions_that_make_no_sense_are_refused():
+    f, x = random_mlp(0), jnp.array([0.5, 0.5])
+    region = cj.linf_ball(x, 0.1)
+    with pytest.raises(ValueError, match=r"expected 0\.\.2"):
+        verify(f, x, 3, region)
+    with pytest.raises(ValueError, match="same shape"):
+        verify(f, jnp.zeros(3), 0, region)
+    with pytest.raises(ValueError, match="outside of the region"):
+        verify(f, jnp.zeros(2), 0, region)
+    with pytest.raises(ValueError, match="needs a box"):
+        verify(f, x, int(jnp.argmax(f(x))), cj.l2_ball(x, 0.1), options=INPUTS)
+    with pytest.raises(ValueError, match="no unsafe set"):
+        verify_property(f, [])
+    with pytest.raises(ValueError, match="columns"):
+        verify_property(f, [unsafe([0.0, 0.0], [1.0, 1.0], [[1.0]], [0.0])])
+    with pytest.raises(ValueError, match="batch_size"):
+        Options(batch_size=1)
+    with pytest.raises(cj.UnsupportedPrimitive):
+        verify(lambda x: jnp.sort(x), x, 0, region)
