@@ -41,7 +41,7 @@ from cure_jax.regions import (
     linf_ball,
     lp_ball,
 )
-from cure_jax.verification import verify, verify_property
+from cure_jax.verification import verify, verify_dataset, verify_property
 
 __all__ = [
     "Box",
@@ -77,6 +77,7 @@ __all__ = [
     "pgd",
     "sdp_crown",
     "verify",
+    "verify_dataset",
     "verify_property",
     "vertex_crown",
 ]

@@ -255,7 +255,7 @@ class _Flattener:
             return self._split(equation, operands[0], source)
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
-        name = _ALIASES[name] if name in _ALIASES else name
+        name = str(_ALIASES.get(name, name))
         output = equation.outvars[0].aval
         if name == "stop_gradient":
             # An identity, whose derivative is not: coefficients must not be pulled back through it.

@@ -80,8 +80,9 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     x: Float[ArrayLike, "*x"],
     label: int,
     region: Region,
-    timeout: float = 60.0,
+    timeout: float | int = 60.0,
     *,
+    suspects: Sequence[np.ndarray] = (),
     options: Options | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Verdict:
@@ -99,6 +100,7 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
       region: from `linf_ball`, `l2_ball`, `l1_ball`, `box`, ...
       timeout: in seconds, compilation included; it is looked at between batches, so it may be exceeded by the time of
         one, and of a compilation.
+      suspects: inputs `[*x]` that may be counterexamples, such as those of `attack_dataset`; tried first.
       options: how it is done.
       progress: called after each batch.
 
@@ -132,14 +134,14 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     weights = np.stack([eye[label] - eye[j] for j in range(classes) if j != label])[:, None]
     specifications = Specification(weights, np.zeros(weights.shape[:2]))
     problem = Problem(as_pytree(f), region, specifications)
-    outcome = _decide(problem, _limits(start, timeout, options, progress), options, np.asarray(x))
+    outcome = _decide(problem, _limits(start, timeout, options, progress), options, [x, *suspects])
     return _verdict(outcome, start)
 
 
 def verify_property(
     f: Callable[[jax.Array], jax.Array],
     unsafe_sets: Sequence[UnsafeSet],
-    timeout: float = 60.0,
+    timeout: float | int = 60.0,
     *,
     options: Options | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -177,7 +179,7 @@ def verify_property(
     network, found = as_pytree(f), []
     for problem in _problems(network, unsafe_sets):
         limits = _limits(start, timeout, options, progress)
-        found.append(_decide(problem, limits, options, None))
+        found.append(_decide(problem, limits, options, []))
         if found[-1].status is Status.FALSIFIED:
             break
     return _verdict(_together(found), start)
@@ -204,7 +206,9 @@ def _classes(f: Callable[[jax.Array], jax.Array], x: jax.Array, label: int, regi
     return logits.shape[0]
 
 
-def _limits(start: float, timeout: float, options: Options, progress: Callable[[Progress], None] | None) -> Limits:
+def _limits(
+    start: float, timeout: float | int, options: Options, progress: Callable[[Progress], None] | None
+) -> Limits:
     memory = int(options.max_memory * _GIBIBYTE)
     return Limits(start + timeout, options.max_domains, memory, progress or (lambda progress: None), start)
 
@@ -247,14 +251,15 @@ def _together(found: Sequence[Outcome]) -> Outcome:
     return worst._replace(margin=margin, domains=sum(outcome.domains for outcome in found))
 
 
-def _decide(problem: Problem, limits: Limits, options: Options, x: np.ndarray | None) -> Outcome:
+def _decide(problem: Problem, limits: Limits, options: Options, suspects: Sequence[ArrayLike]) -> Outcome:
     """One problem: attack, bounds, branches."""
     region = problem.region
     graph = traced(problem.f, region)
-    if x is not None:
-        witness = confirmed(problem, x[None])
+    for number, suspect in enumerate(suspects):
+        witness = confirmed(problem, np.asarray(suspect)[None])
         if witness is not None:
-            return Outcome(Status.FALSIFIED, witness, witness.margin, 0, "the example itself is misclassified")
+            why = "a given point is misclassified" if number else "the example itself is misclassified"
+            return Outcome(Status.FALSIFIED, witness, witness.margin, 0, why)
     if not isinstance(graph.output, Node):
         return _constant(problem)
     key = jax.random.key(options.seed)
