@@ -28,8 +28,9 @@ from absl import flags
 import cure_jax as cj
 from cure_jax import interop, training
 from cure_jax.certification import UnsafeSet
-from cure_jax.verification import DatasetVerdicts, Status, Verdict
+from cure_jax.verification import DatasetVerdicts, Status
 from launch.parts import common, provenance
+from launch.parts.known_verdicts import KnownVerdicts
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 100, "The first so many images; all if there are fewer.")
@@ -101,7 +102,9 @@ def verify_images(workdir: Path) -> None:
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
     step = int(fitted.state.step)
     origin = {"step": step, "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step)}
-    parts = _Parts(workdir / f"{_name()}_parts.jsonl", {**origin, "timeout": _TIMEOUT.value, "split": _SPLIT.value})
+    parts = KnownVerdicts(
+        workdir / f"{_name()}_parts.jsonl", {**origin, "timeout": _TIMEOUT.value, "split": _SPLIT.value}
+    )
     found = cj.verify_dataset(
         fitted.classifier,
         images,
@@ -146,36 +149,6 @@ def summary(found: DatasetVerdicts) -> dict[str, Any]:
     }
     union, undecided = float(np.mean(found.union)), float(np.mean(found.undecided))
     return {"status": status, "union": union, "undecided": undecided}
-
-
-class _Parts:
-    """Verdicts of single images, a line each, for a command that goes on."""
-
-    def __init__(self, path: Path, origin: dict[str, Any]):
-        self._path, self._known = path, {}
-        lines = path.read_text().splitlines() if path.exists() else []
-        # A line that was cut off is the last one.
-        entries = [json.loads(line) for line in lines if line.endswith("}")]
-        if entries and entries[0] == origin:
-            for entry in entries[1:]:
-                witness = None if entry["witness"] is None else np.asarray(entry["witness"], np.float32)
-                status, rest = (
-                    Status(entry["status"]),
-                    [entry[name] for name in ("margin", "domains", "seconds", "reason")],
-                )
-                self._known[entry["norm"], entry["number"]] = Verdict(status, witness, *rest)
-        else:
-            path.write_text(json.dumps(origin) + "\n")
-
-    def known(self, norm: str, number: int) -> Verdict | None:
-        return self._known.get((norm, number))
-
-    def tell(self, norm: str, number: int, verdict: Verdict) -> None:
-        entry = {"norm": norm, "number": number, "status": verdict.status.value, "margin": verdict.margin}
-        entry |= {"domains": verdict.domains, "seconds": round(verdict.seconds, 3), "reason": verdict.reason}
-        entry["witness"] = None if verdict.witness is None else np.asarray(verdict.witness, float).tolist()
-        with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       ValueError: if examples, labels or radii are out of range or do not fit together, there is no region, or a batch
         does not divide over the devices.
     """
-    images, labels = checked(f, images, labels, regions, batch_size)
+    images, labels, _ = checked(f, images, labels, regions, batch_size)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
     f, survived, points = as_pytree(f), {}, {}

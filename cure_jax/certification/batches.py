@@ -126,8 +126,8 @@ def as_pytree(function: Callable[..., Any]) -> Partial:
 
 def checked(
     f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images as floats and labels as int32, or ValueError with what is wrong with them."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Images as floats, labels as int32 and the number of classes, or ValueError with what is wrong with them."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1. Raise it.")
     if not regions:
@@ -135,7 +135,7 @@ def checked(
     # float64 where 64-bit types are on.
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))
-    return validate(images, labels, logits.shape[0], dtype)
+    return *validate(images, labels, logits.shape[0], dtype), logits.shape[0]
 
 
 def own_radii(

@@ -120,7 +120,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         certify_wide = in_float64(functools.partial(certify_dataset, **options, show_progress=show_progress))
         return certify_wide(f, images, labels, regions, radii=radii)
     bound_method(method, arithmetic)
-    images, labels = checked(f, images, labels, regions, batch_size)
+    images, labels, classes = checked(f, images, labels, regions, batch_size)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
     _check_timeout(timeout, mesh)
@@ -131,8 +131,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
         for norm, make_region in make_regions.items()
     }
-    logits = jax.eval_shape(f, jax.ShapeDtypeStruct(images.shape[1:], images.dtype))
-    nothing = np.full(logits.shape[0] - 1, -np.inf, images.dtype)
+    nothing = np.full(classes - 1, -np.inf, images.dtype)
     cascades = {}
     for norm, make_region in make_regions.items():
         prove = functools.partial(

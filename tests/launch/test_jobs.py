@@ -19,7 +19,7 @@ PLACE = ("--name=pod", "--zone=us-west4-a")
 
 
 def launch(script: str, *arguments: str, dry_run: bool = True) -> subprocess.CompletedProcess:
-    command = [sys.executable, f"launch/{script}.py", *(["--dry_run"] if dry_run else []), *arguments]
+    command = [sys.executable, f"launch/pods/{script}.py", *(["--dry_run"] if dry_run else []), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": ""}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
