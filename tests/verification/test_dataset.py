@@ -4,17 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax.verification import Status, dataset
 from tests import networks
 
-F = Partial(networks.mlp, networks.mlp_params(5))
+F = networks.random_mlp(3)
 IMAGES = np.random.default_rng(3).uniform(size=(12, 2)).astype(np.float32)
 LABELS = np.array(jnp.argmax(jax.vmap(F)(IMAGES), axis=1))
 LABELS[0] = (LABELS[0] + 1) % 3
-REGIONS = {"linf": lambda x: cj.linf_ball(x, 0.25, within=(0.0, 1.0))}
+REGIONS = {"linf": lambda x: cj.linf_ball(x, 0.1, within=(0.0, 1.0))}
 
 
 @pytest.fixture
