@@ -30,6 +30,9 @@ from cure_jax.verification.witness import confirmed
 
 __all__ = ["split_inputs"]
 
+# Of sums, in units of the last place of their terms.
+_ROUNDING = 4
+
 
 class _Step(NamedTuple):
     """What one compiled step says of a batch of boxes.
@@ -67,6 +70,10 @@ def _bound_box(f: Partial, specifications: Specification, lower: jax.Array, uppe
         return linear.concretize(found, graph, region, inside.intervals), coefficients
 
     least, coefficients = jax.vmap(one)(weights)
+    # Some room for rounding, in proportion to the terms of the sum; it is not a bound of it.
+    largest = jnp.maximum(jnp.abs(lower), jnp.abs(upper))
+    terms = jnp.sum((jnp.abs(coefficients) * largest[None]).reshape(len(least), -1), axis=1) + jnp.abs(least)
+    least = least - _ROUNDING * jnp.finfo(lower.dtype).eps * terms
     rows = least.reshape(specifications.offsets.shape) + specifications.offsets
     # What is not a number is no bound.
     rows = jnp.where(jnp.isfinite(rows), rows, -jnp.inf)
