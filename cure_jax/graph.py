@@ -46,7 +46,6 @@ _CALLS: Mapping[str, str] = {
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-_CONVOLUTIONS = ("conv_general_dilated", "convolution")
 # Primitives of `numerics`, which have the parameters of JAX's own.
 _ALIASES = {"convolution": "conv_general_dilated", "total": "reduce_sum"}
 # These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
@@ -330,12 +329,13 @@ class _Flattener:
 
     def _binder(self, equation: Any) -> Callable[..., Any]:
         primitive, params = equation.primitive, dict(equation.params)
-        if primitive.name == "dot_general" or primitive.name in _CONVOLUTIONS:
+        is_convolution = _ALIASES.get(primitive.name, primitive.name) == "conv_general_dilated"
+        if primitive.name == "dot_general" or is_convolution:
             params["precision"] = self.precision
         if primitive.name == "gather" and params["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
             # An index that breaks the promise is clamped in evaluation, but left out by the transposed primitive.
             params["mode"] = lax.GatherScatterMode.CLIP
-        if primitive.name in _CONVOLUTIONS:
+        if is_convolution:
             return lambda lhs, rhs: numerics.convolution(lhs, rhs, **params)
         return lambda *operands: primitive.bind(*operands, **params)
 

@@ -2,12 +2,11 @@
 
 The convolution. `jax.lax.conv_general_dilated` differentiates into convolutions with permuted dimension numbers. XLA's
 CPU backend runs those on one core, and inside `scan` and `fori_loop` with a naive kernel. For images x, kernel w,
-cotangent g, stride s, input dilation a and kernel dilation d, both gradients are convolutions again:
+cotangent g, stride s, input dilation a and kernel dilation d, both gradients are ordinary convolutions too:
 
 * for x: of g, dilated by s, with w flipped in space and its channels swapped; stride a, kernel dilation d;
 * for w: of x, dilated by a, with g as the kernel, dilated by s, examples in the place of channels; stride d.
 
-On CPU their operands are transposed to the one layout that is fast there; TPUs and GPUs like the permuted numbers.
 On CPU the first one would mostly multiply by zeros where there are strides, and is slow for few channels: it is
 compiled to a convolution for each phase of the stride, or to one matrix product and shifted sums. The second one has a
 kernel as large as an image and a result as small as a kernel: where there are strides it is one matrix product too.
@@ -41,9 +40,6 @@ __all__ = ["convolution", "dual", "norm", "pinned", "pmean", "psum", "root", "to
 Tree = TypeVar("Tree")
 
 _LAYOUT = lax.ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2))
-# Those of the two gradients: input and output channels of the kernel swapped; examples in the place of channels.
-_OF_IMAGES = lax.ConvDimensionNumbers(lhs_spec=(0, 3, 1, 2), rhs_spec=(2, 3, 0, 1), out_spec=(0, 3, 1, 2))
-_OF_KERNELS = lax.ConvDimensionNumbers(lhs_spec=(3, 0, 1, 2), rhs_spec=(3, 0, 1, 2), out_spec=(2, 3, 0, 1))
 
 
 def convolution(  # noqa: PLR0913  (the signature of jax.lax.conv_general_dilated)
@@ -137,88 +133,38 @@ def _extents(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> Iterator[t
     )
 
 
-def _to_nhwc(spec: Sequence[int]) -> tuple[int, ...]:
-    """The permutation of axes that makes [batch, height, width, channels] of images in this layout."""
-    return spec[0], spec[2], spec[3], spec[1]
-
-
-def _to_hwio(spec: Sequence[int]) -> tuple[int, ...]:
-    return spec[2], spec[3], spec[1], spec[0]
-
-
-def _permutations(params: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Of images, kernel and result, to the one layout that everything below the gradients is written in."""
-    numbers = params["dimension_numbers"]
-    return [_to_nhwc(numbers.lhs_spec), _to_hwio(numbers.rhs_spec), _to_nhwc(numbers.out_spec)]
-
-
-def _back(permutation: Sequence[int]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))
-
-
-class _Unknown(NamedTuple):
-    """The operand of a bilinear map that its gradient is for: known by its shape alone."""
-
-    aval: Any
-
-
-def _shape_of(unknown: Any, permutation: Sequence[int]) -> _Unknown:
-    shape = unknown.aval.shape
-    return _Unknown(jax.ShapeDtypeStruct(tuple(shape[axis] for axis in permutation), unknown.aval.dtype))
-
-
 def _image_gradient(cotangent: Array, lhs: Any, rhs: Array, **params: Any) -> Array:
-    if params["dimension_numbers"] != _LAYOUT:
-        image, kernel, out = _permutations(params)
-        params = params | {"dimension_numbers": _LAYOUT}
-        gradient = _image_gradient(cotangent.transpose(out), _shape_of(lhs, image), rhs.transpose(kernel), **params)
-        return gradient.transpose(_back(image))
     extents = _extents(lhs.aval, rhs, cotangent, params)
     window = {
         "window_strides": params["lhs_dilation"],
         "lhs_dilation": params["window_strides"],
         "padding": tuple((kernel - 1 - low, image - out + low) for image, kernel, out, low in extents),
-        "dimension_numbers": _OF_IMAGES,
     }
-    return convolution_p.bind(cotangent, lax.rev(rhs, (0, 1)), **params | window)
+    return convolution_p.bind(cotangent, lax.rev(rhs, (0, 1)).swapaxes(2, 3), **params | window)
 
 
 def _kernel_gradient(cotangent: Array, lhs: Array, rhs: Any, **params: Any) -> Array:
-    if params["dimension_numbers"] != _LAYOUT:
-        image, kernel, out = _permutations(params)
-        params = params | {"dimension_numbers": _LAYOUT}
-        gradient = _kernel_gradient(cotangent.transpose(out), lhs.transpose(image), _shape_of(rhs, kernel), **params)
-        return gradient.transpose(_back(kernel))
     extents = _extents(lhs, rhs.aval, cotangent, params)
     window = {
         "window_strides": params["rhs_dilation"],
         "rhs_dilation": params["window_strides"],
         "padding": tuple((low, out + kernel - 1 - image - low) for image, kernel, out, low in extents),
-        "dimension_numbers": _OF_KERNELS,
     }
-    return convolution_p.bind(lhs, cotangent, **params | window)
+    gradient = convolution_p.bind(lhs.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), **params | window)
+    return gradient.transpose(1, 2, 0, 3)
 
 
 def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any) -> tuple[Array, int]:
     (lhs, rhs), (lhs_axis, rhs_axis) = operands, axes
-    *permutations, out_permutation = _permutations(params)
-    params = params | {"dimension_numbers": _LAYOUT}
-    lhs, rhs = (
-        operand.transpose(permutation)
-        if axis is None
-        else jnp.moveaxis(operand, axis, 0).transpose(0, *(i + 1 for i in permutation))
-        for operand, axis, permutation in zip(operands, axes, permutations, strict=True)
-    )
+    lhs = lhs if lhs_axis is None else jnp.moveaxis(lhs, lhs_axis, 0)
     if rhs_axis is None:
         out = convolution_p.bind(lax.collapse(lhs, 0, 2), rhs, **params)
-        out = out.reshape(*lhs.shape[:2], *out.shape[1:])
-    elif lhs_axis is None:
-        rhs = jnp.moveaxis(rhs, 0, 3)
+        return out.reshape(*lhs.shape[:2], *out.shape[1:]), 0
+    if lhs_axis is None:
+        rhs = jnp.moveaxis(rhs, rhs_axis, 3)
         out = convolution_p.bind(lhs, lax.collapse(rhs, 3, 5), **params)
-        out = jnp.moveaxis(out.reshape(*out.shape[:3], *rhs.shape[3:]), 3, 0)
-    else:
-        out = convolutions_p.bind(lhs, rhs, **params)
-    return out.transpose(0, *(i + 1 for i in _back(out_permutation))), 0
+        return out.reshape(*out.shape[:3], *rhs.shape[3:]), 3
+    return convolutions_p.bind(lhs, jnp.moveaxis(rhs, rhs_axis, 0), **params), 0
 
 
 # With so few output channels, or with products that fit into a cache, one matrix product and shifted sums are several
@@ -227,12 +173,6 @@ _FEW_CHANNELS, _FEW_PRODUCTS = 4, 2**21
 # A kernel that is so many times as large as the result is the cotangent in a kernel gradient. Where strides dilated it,
 # or the image, a matrix product with the few windows is faster, above all for one example.
 _FEW_WINDOWS = 4
-
-
-def _on_cpu(lhs: Array, rhs: Array, **params: Any) -> Array:
-    image, kernel, out = _permutations(params)
-    params = params | {"dimension_numbers": _LAYOUT}
-    return _fastest(lhs.transpose(image), rhs.transpose(kernel), **params).transpose(_back(out))
 
 
 def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
@@ -333,7 +273,7 @@ def _lower(primitive: Primitive, function: Callable[..., Array], on_cpu: Callabl
 convolution_p = Primitive("convolution")
 convolution_p.def_impl(lax.conv_general_dilated)
 convolution_p.def_abstract_eval(lambda lhs, rhs, **params: conv_general_dilated_p.abstract_eval(lhs, rhs, **params)[0])
-_lower(convolution_p, lax.conv_general_dilated, _on_cpu)
+_lower(convolution_p, lax.conv_general_dilated, _fastest)
 ad.defbilinear(convolution_p, _image_gradient, _kernel_gradient)
 batching.primitive_batchers[convolution_p] = _batch
 
@@ -356,6 +296,12 @@ def _shape_of_pairs(lhs: Any, rhs: Any, **params: Any) -> Any:
         *(jax.ShapeDtypeStruct(operand.shape[1:], operand.dtype) for operand in (lhs, rhs)),
     )
     return lhs.update(shape=(lhs.shape[0], *one.shape))
+
+
+class _Unknown(NamedTuple):
+    """The operand of a bilinear map that its gradient is for: known by its shape alone."""
+
+    aval: jax.ShapeDtypeStruct
 
 
 def _one(operand: Any) -> _Unknown:
