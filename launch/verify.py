@@ -12,7 +12,6 @@ line is `unsat` (proved), `sat` (there is a counterexample, which follows), `unk
 status 1. A counterexample must be one in onnxruntime too, where that is installed.
 """
 
-import gzip
 import importlib.util
 import json
 import sys
@@ -28,6 +27,7 @@ from absl import flags
 import cure_jax as cj
 from cure_jax import interop, training
 from cure_jax.certification import UnsafeSet
+from cure_jax.training.workdir import write_atomically
 from cure_jax.verification import DatasetVerdicts, Status
 from launch.parts import common, provenance
 from launch.parts.known_verdicts import KnownVerdicts
@@ -82,9 +82,10 @@ def verify_property(network: str, path: str, start: float) -> None:
 def _in_onnxruntime(network: str, x: np.ndarray) -> np.ndarray:
     import onnxruntime
 
-    data = Path(network).read_bytes()
-    data = gzip.decompress(data) if network.endswith(".gz") else data
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    from cure_jax.interop.onnx.file import read_model
+
+    model = read_model(network).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     shape = [size if isinstance(size, int) and size > 0 else 1 for size in entry.shape]
     return np.asarray(session.run(None, {entry.name: x.reshape(shape)})[0]).ravel()
@@ -132,7 +133,7 @@ def verify_images(workdir: Path) -> None:
         for norm, value in getattr(found, field).items()
     }
     np.savez_compressed(workdir / f"{_name()}.npz", **arrays, labels=labels)
-    (workdir / f"{_name()}.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_atomically(workdir / f"{_name()}.json", json.dumps(result, indent=2) + "\n")
     verdicts = ", ".join(f"{norm} {shares}" for norm, shares in result["status"].items())
     print(f"{workdir}: union {result['union']:.1%}, undecided {result['undecided']:.1%} of {len(images)}; {verdicts}")
 

@@ -1,8 +1,8 @@
 """From bounds to verdicts.
 
-`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `radius` at which radius,
-`dataset` for many;
-`attack_dataset` looks for counterexamples of many. Both share `batches`.
+`margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `radius` at which radius.
+`dataset` does it for many examples, by way of a `cascade` of methods; `attack_dataset` looks for counterexamples of
+many. Both share `batches`. `specification` has properties that are no classification.
 """
 
 from cure_jax.certification.attack_dataset import DatasetAttack, attack_dataset

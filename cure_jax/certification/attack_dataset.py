@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 
 from cure_jax import attacks
 from cure_jax.certification.batches import (
+    Batches,
     MakeRegion,
     Model,
     as_pytree,
     check_divides,
     checked,
     divided,
-    in_batches,
+    in_all_norms,
     own_radii,
     predicts,
     shown,
@@ -45,7 +46,7 @@ class DatasetAttack:
     @property
     def union(self) -> np.ndarray:
         """`[examples]`: not broken in any norm."""
-        return np.all(np.stack(list(self.survived.values())), axis=0)
+        return in_all_norms(self.survived)
 
 
 def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -91,10 +92,10 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     with shown(len(images) * len(regions), "attack", show_progress) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
             numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
-            batch = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
             whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
-            done = lambda count, norm=norm: advance(count, norm)  # noqa: E731
-            found = in_batches(batch, whole, divided, batch_size, mesh, done)
+            attacked = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
+            done = functools.partial(advance, norm)
+            found = Batches(whole, divided, batch_size, mesh).apply(attacked, advance=done)
             survived[norm], points[norm] = found["survived"], found["points"]
     return DatasetAttack(survived, points)
 

@@ -17,13 +17,14 @@ from cure_jax.regions import Region
 from cure_jax.validation import validate
 
 __all__ = [
+    "Batches",
     "MakeRegion",
     "Model",
     "as_pytree",
     "check_divides",
     "checked",
     "divided",
-    "in_batches",
+    "in_all_norms",
     "own_radii",
     "predicts",
     "shown",
@@ -35,13 +36,13 @@ Model = Callable[[jax.Array], jax.Array]
 
 
 @contextlib.contextmanager
-def shown(total: int, description: str, show: bool) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar of so many images, or nothing; yields what is told how many more are done, and what is done."""
+def shown(total: int, description: str, show: bool) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar of so many images, or nothing; yields what is told what was done, and how many."""
     if not show:
-        yield lambda count, doing: None
+        yield lambda doing, count: None
         return
     with progress(total, description, unit="images") as bar:
-        yield lambda count, doing: bar.advance(count, doing=doing)
+        yield lambda doing, count: bar.advance(count, doing=doing)
 
 
 def predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:
@@ -64,26 +65,42 @@ def divided(batch: Callable[..., Any], mesh: Mesh | None, whole: int) -> Callabl
     return on_devices
 
 
-def in_batches(
-    function: Callable[..., dict[str, jax.Array]],
-    whole: tuple[Any, ...],
-    arrays: Sequence[np.ndarray],
-    batch_size: int,
-    mesh: Mesh | None,
-    advance: Callable[[int], None] = lambda count: None,
-) -> dict[str, np.ndarray]:
-    """Applies a function of `whole` and of batches to arrays of examples."""
-    total, results = len(arrays[0]), []
-    to_all, to_each = _placement(mesh)
-    whole = to_all(whole)
-    for start in range(0, total, batch_size):
-        # The last batch repeats its last example, so that one shape is compiled.
-        rows = np.minimum(np.arange(start, start + batch_size), total - 1)
-        result = distributed.fetch(function(*whole, *to_each([array[rows] for array in arrays])))
-        count = min(batch_size, total - start)
-        results.append({name: value[:count] for name, value in result.items()})
-        advance(count)
-    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+class Batches:
+    """Arrays of examples, and what all devices need for them: it is sent there once.
+
+    Args:
+      whole: the arguments of a function that all devices need.
+      arrays: its other arguments, of all examples.
+      batch_size: examples at once.
+      mesh: over whose devices each batch is divided, if any.
+    """
+
+    def __init__(self, whole: tuple[Any, ...], arrays: Sequence[np.ndarray], batch_size: int, mesh: Mesh | None):
+        to_all, self._to_each = _placement(mesh)
+        self._whole, self._arrays, self._size = to_all(whole), arrays, batch_size
+
+    def apply(
+        self,
+        function: Callable[..., dict[str, jax.Array]],
+        rows: np.ndarray | None = None,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, np.ndarray]:
+        """Applies a function of `whole` and of batches to the examples of some rows, or of all; tells each count."""
+        rows = np.arange(len(self._arrays[0])) if rows is None else rows
+        results = []
+        for start in range(0, len(rows), self._size):
+            batch = rows[start : start + self._size]
+            # The last batch repeats its last example, so that one shape is compiled.
+            full = np.pad(batch, (0, self._size - len(batch)), mode="edge")
+            result = distributed.fetch(function(*self._whole, *self._to_each([array[full] for array in self._arrays])))
+            results.append({name: value[: len(batch)] for name, value in result.items()})
+            advance(len(batch))
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+
+def in_all_norms(verdicts: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`[examples]`: true in every norm."""
+    return np.all(np.stack(list(verdicts.values())), axis=0)
 
 
 def _placement(mesh: Mesh | None) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

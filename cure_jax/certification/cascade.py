@@ -91,7 +91,7 @@ class Cascade:
 
 
 def run(
-    cascades: Mapping[str, Cascade], advance: Callable[[int, str], None], timeout: float | int | None
+    cascades: Mapping[str, Cascade], advance: Callable[[str, int], None], timeout: float | int | None
 ) -> dict[str, np.ndarray]:
     """Steps until all is done or the time is over.
 
@@ -100,7 +100,7 @@ def run(
 
     Args:
       cascades: by norm.
-      advance: is told how many examples were decided, and what is being done.
+      advance: is told what was done, and how many examples that decided.
       timeout: seconds; looked at between batches.
 
     Returns:
@@ -114,5 +114,5 @@ def run(
                 break
             norm = max(going, key=lambda name: going[name].urgency)
         doing = f"{norm} {going[norm].stage}"
-        advance(going[norm].step(), doing)
+        advance(doing, going[norm].step())
     return {} if deadline is None else {norm: cascade.unfinished for norm, cascade in cascades.items()}

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,14 @@ from cure_jax.bounds import in_float64
 from cure_jax.certification import cascade
 from cure_jax.certification.attack_dataset import DatasetAttack
 from cure_jax.certification.batches import (
+    Batches,
     MakeRegion,
     Model,
     as_pytree,
     check_divides,
     checked,
     divided,
-    in_batches,
+    in_all_norms,
     own_radii,
     predicts,
     shown,
@@ -57,7 +57,7 @@ class DatasetCertificate:
     @property
     def union(self) -> np.ndarray:
         """`[examples]`: verified in every norm at once."""
-        return np.all(np.stack(list(self.verified.values())), axis=0)
+        return in_all_norms(self.verified)
 
 
 def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -126,7 +126,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     _check_timeout(timeout, mesh)
     survived = _survived(attack, regions, len(images))
     f, make_regions = as_pytree(f), {norm: as_pytree(make_region) for norm, make_region in regions.items()}
-    correct = in_batches(functools.partial(_correct, mesh=mesh), (f,), (images, labels), batch_size, mesh)["correct"]
+    predicted = Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_correct, mesh=mesh))
+    correct = predicted["correct"]
     stages = {
         norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
         for norm, make_region in make_regions.items()
@@ -134,9 +135,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     nothing = np.full(classes - 1, -np.inf, images.dtype)
     cascades = {}
     for norm, make_region in make_regions.items():
-        prove = functools.partial(
-            _proved, (f, make_region), (images, labels, *own[norm]), arithmetic, batch_size=batch_size, mesh=mesh
-        )
+        batches = Batches((f, make_region), (images, labels, *own[norm]), batch_size, mesh)
+        prove = functools.partial(_proved, batches, arithmetic, mesh)
         cascades[norm] = cascade.Cascade(stages[norm], correct & survived[norm], nothing, prove, batch_size)
     with shown(len(images) * len(cascades), "certify", show_progress) as advance:
         unfinished = cascade.run(cascades, advance, timeout)
@@ -194,19 +194,11 @@ def _uncontradicted(verified: np.ndarray, survived: np.ndarray, norm: str) -> np
     return verified & survived
 
 
-def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
-    whole: tuple[Any, ...],
-    arrays: Sequence[np.ndarray],
-    arithmetic: str,
-    stage: str,
-    rows: np.ndarray,
-    *,
-    batch_size: int,
-    mesh: Mesh | None,
+def _proved(
+    batches: Batches, arithmetic: str, mesh: Mesh | None, stage: str, rows: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What one method finds on some of the examples."""
-    batch = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
-    return in_batches(batch, whole, [array[rows] for array in arrays], batch_size, mesh)
+    return batches.apply(functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh), rows)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cure_jax.certification import attack_dataset, certify_dataset
-from cure_jax.certification.batches import MakeRegion, Model, as_pytree, shown
+from cure_jax.certification.batches import MakeRegion, Model, as_pytree, in_all_norms, shown
 from cure_jax.verification.verdict import Status, Verdict
 from cure_jax.verification.verify import Options, verify
 
@@ -43,13 +43,13 @@ class DatasetVerdicts:
     @property
     def union(self) -> np.ndarray:
         """`[examples]`: verified in every norm."""
-        return np.all(np.stack(list(self.verified.values())), axis=0)
+        return in_all_norms(self.verified)
 
     @property
     def undecided(self) -> np.ndarray:
         """`[examples]`: falsified in no norm, and not verified in every one."""
-        falsified = [status == Status.FALSIFIED.value for status in self.status.values()]
-        return ~self.union & ~np.any(np.stack(falsified), axis=0)
+        unbroken = {norm: status != Status.FALSIFIED.value for norm, status in self.status.items()}
+        return ~self.union & in_all_norms(unbroken)
 
 
 def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -115,7 +115,7 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
                     verdict = verify(f, x, int(label), make_region(x), timeout, suspects=broken, options=options)
                     tell(norm, number, verdict)
                 found[norm].append(verdict)
-                advance(1, norm)
+                advance(norm, 1)
     return _as_arrays(found, np.shape(images)[1:])
 
 

@@ -40,9 +40,9 @@ def confirmed(problem: Problem, points: np.ndarray) -> Witness | None:
       points: `[points, *x]`, near the region; each is moved into it.
 
     Returns:
-      A point that `region.contains`, computed in float64 without tolerance (or that lies in the box `problem.ends`),
-      and where some specification has no
-      positive row when the network is evaluated in the dtype of the region AND in float64. None if there is none.
+      A point of the region, or of the box `problem.ends`, as computed in float64 without tolerance. Some specification
+      has no positive row there, with the network evaluated in the dtype of the region AND in float64. None if there is
+      no such point.
     """
     for point in points:
         inside = _inside(problem, np.asarray(point))

@@ -120,7 +120,7 @@ def test_the_norm_that_proves_most_in_a_second_is_next(monkeypatch):
 
     monkeypatch.setattr(cascade.time, "monotonic", lambda: float(next(clock)))
     decided = []
-    cascade.run({norm: fresh(norm) for norm in proved}, lambda count, doing: decided.append((count, doing)), 1e6)
+    cascade.run({norm: fresh(norm) for norm in proved}, lambda doing, count: decided.append((count, doing)), 1e6)
     assert order == ["linf", "l2", "l2", "l2", "linf", "linf"]
     assert decided[:2] == [(4, "linf a"), (4, "l2 a")]
 
