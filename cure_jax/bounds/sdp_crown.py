@@ -26,7 +26,7 @@ Semidefinite Programming", ICML 2025, Theorem 4.1. The box inside of the minimum
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ import optax
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.box_ball import Ball, BoxBalls, concretized_on_balls, propagate_balls
-from cure_jax.bounds.folding.linear import pull_affine
+from cure_jax.bounds.folding.relaxed_layers import Relax, fold, room_for_rounding
 from cure_jax.bounds.lipschitz import certified
 from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block
 from cure_jax.graph import Equation, Graph, Node
@@ -50,7 +50,7 @@ _RATES, _B1, _B2 = (0.25, 0.05), 0.6, 0.9
 # lam is in units of |c|_2 / rho; the optimisation starts from the best of these, for each layer and objective.
 _FIRST_MULTIPLIERS = tuple(4.0**k for k in range(-6, 2))
 _LEAST_RADIUS = 1e-12
-# Of centers and sums, in units of the last place of their magnitudes.
+# Of centers, in units of the last place of their magnitude.
 _ROUNDING = 4
 # Objectives are optimised together as long as they have no more free parameters than this, for one example.
 _CHUNK_PARAMETERS = 2**23
@@ -194,10 +194,6 @@ class _Problem(NamedTuple):
     relaxations: Mapping[int, rules.Relaxation]
 
 
-# From a nonlinear equation and the coefficients on its output to those on its operand, and a constant.
-_Relax = Callable[[Equation, jax.Array], tuple[jax.Array, jax.Array]]
-
-
 def _greatest_lower_bounds(problem: _Problem, signs: tuple[float, ...], steps: int) -> jax.Array:
     """Of each sign times each entry of the output: `[signs, *output]`."""
     output = problem.graph.output
@@ -226,7 +222,7 @@ def _greatest(problem: _Problem, row: jax.Array, steps: int) -> jax.Array:
             layer, (share, level) = problem.layers[index], parameters[index]
             slopes = share * coefficients
             constant = layer_bound(layer, coefficients, slopes, jnp.exp(level) * _unit(layer, coefficients))
-            return slopes, constant - _rounding(layer, slopes)
+            return slopes, constant - room_for_rounding(layer.box, slopes)
 
         return _lower_bound(problem, row, relax)
 
@@ -265,52 +261,15 @@ def _start(problem: _Problem, row: jax.Array) -> dict[int, Parameters]:
     return jax.lax.stop_gradient(found)
 
 
-def _rounding(layer: Layer, slopes: jax.Array) -> jax.Array:
-    """What <g, x> may be off by, as the operand and the pulled coefficients are rounded in different ways.
-
-    Not a bound of it. But without it large slopes cost nothing on regions that are narrower than the rounding of their
-    layers, and many steps of an optimiser find those whose rounding pays.
-    """
-    largest = jnp.maximum(jnp.abs(layer.box.lower), jnp.abs(layer.box.upper))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    return _ROUNDING * jnp.finfo(slopes.dtype).eps * numerics.total(jnp.abs(slopes) * largest)
+def _lower_bound(problem: _Problem, row: jax.Array, relax: Relax) -> jax.Array:
+    """A lower bound of <row, output>; `relax` treats the layers."""
+    coefficients, constant = fold(problem.graph, row, problem.layers, problem.relaxations, relax)
+    return constant - problem.region.support(-coefficients)
 
 
 def _unit(layer: Layer, coefficients: jax.Array) -> jax.Array:
     """The natural size of lam: that at which c moves the minimum to the surface of the ball."""
     return jax.lax.stop_gradient(numerics.norm(coefficients, 2) / jnp.maximum(layer.ball.radius, _LEAST_RADIUS))
-
-
-def _lower_bound(problem: _Problem, row: jax.Array, relax: _Relax) -> jax.Array:
-    """One backward fold; `relax` treats the layers."""
-    graph = problem.graph
-    assert isinstance(graph.output, Node)
-    pending, least = {graph.output.index: row}, jnp.zeros((), row.dtype)
-    for equation in reversed(graph.equations):
-        index = equation.output.index
-        if index not in pending:
-            continue
-        coefficients = pending.pop(index)
-        if index in problem.layers:
-            slopes, constant = relax(equation, coefficients)
-            pulled = (slopes,)
-        elif index in problem.relaxations:
-            pulled, constant = _pull_lines(problem.relaxations[index], coefficients)
-        else:
-            pulled, constant = pull_affine(equation, coefficients)
-        least = least + constant
-        for node, part in zip(equation.bounded, pulled, strict=True):
-            part = cast(jax.Array, part)
-            pending[node.index] = pending[node.index] + part if node.index in pending else part
-    return least - problem.region.support(-pending[graph.input.index])
-
-
-def _pull_lines(relaxation: rules.Relaxation, coefficients: jax.Array) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """The lower line where a coefficient is positive, else the upper one."""
-    lower, upper = relaxation
-    positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
-    pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
-    return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
 
 
 def _layers(graph: Graph, known: BoxBalls) -> dict[int, Layer]:

@@ -84,6 +84,9 @@ def solve_leaf(f: Partial, region: Region, specification: Specification, sides: 
     """
     functions = in_float64(_functions)(f, region, sides)
     affine = _assembled(functions, specification, sides, split)
+    if not all(np.all(np.isfinite(part)) for part in affine[:3]):
+        # A network with weights that are no finite numbers has no dual value either.
+        return Leaf(-math.inf, False, np.asarray(functions["center"])[None])
     evaluate = functools.partial(in_float64(_dual), region)
     points = []
     for weights, point in _solutions(affine, region, evaluate):

@@ -16,7 +16,7 @@ Robustness Verification", NeurIPS 2021, Theorem 3.1; Chiu et al., "SDP-CROWN", I
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ import optax
 
 from cure_jax import numerics, rules
 from cure_jax.bounds.box_ball import Ball
-from cure_jax.bounds.folding.linear import pull_affine, pull_relaxed
+from cure_jax.bounds.folding.relaxed_layers import fold, room_for_rounding
 from cure_jax.bounds.sdp_crown import Layer, layer_bound
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
@@ -47,8 +47,6 @@ __all__ = [
 ]
 
 _B1, _B2, _RATES = 0.6, 0.9, (0.25, 0.05)
-# Of sums, in units of the last place of their terms.
-_ROUNDING = 4
 _LEAST_RADIUS = 1e-12
 # Multipliers of balls that are tried at first, in units of |c|_2 / rho.
 _FIRST_LEVELS = tuple(4.0**k for k in range(-6, 2))
@@ -164,32 +162,6 @@ class Network:
         upper = jnp.where(side < 0, jnp.minimum(layer.box.upper, layer.kink), layer.box.upper)
         return layer._replace(box=Interval(lower, upper))
 
-    def fold(self, row: jax.Array, relax: Callable[[int, jax.Array], tuple[jax.Array, jax.Array]]) -> Any:
-        """Coefficients on the input and a constant, from those on the output.
-
-        Args:
-          row: `[*output]`.
-          relax: from a layer and the coefficients on its output to those on its operand, and a constant.
-        """
-        assert isinstance(self.graph.output, Node)
-        pending, constant = {self.graph.output.index: row}, jnp.zeros((), row.dtype)
-        for equation in reversed(self.graph.equations):
-            index = equation.output.index
-            if index not in pending:
-                continue
-            coefficients = pending.pop(index)
-            if index in self.layers:
-                slopes, least = relax(index, coefficients)
-                pulled: Any = (slopes,)
-            elif index in self.relaxations:
-                pulled, least = pull_relaxed(equation, self.relaxations[index], coefficients)
-            else:
-                pulled, least = pull_affine(equation, coefficients)
-            constant = constant + least
-            for node, part in zip(equation.bounded, pulled, strict=True):
-                pending[node.index] = pending[node.index] + part if node.index in pending else part
-        return pending[self.graph.input.index], constant
-
 
 def free_of(network: Network) -> jax.Array:
     """Which neurons can be split, `[neurons]`: all but those whose side of the kink is known, and straight ones.
@@ -253,8 +225,10 @@ def least(
     weights = jax.nn.softmax(multipliers.rows)
     row = jnp.dot(weights, specification.weights, precision=jax.lax.Precision.HIGHEST).reshape(output.shape)
     seen: dict[int, tuple[jax.Array, jax.Array]] = {}
+    stop = jax.lax.stop_gradient
 
-    def relax(index: int, coefficients: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def relax(equation: Equation, coefficients: jax.Array) -> tuple[jax.Array, jax.Array]:
+        index = equation.output.index
         layer = network.cut(index, sides)
         slopes = _slopes(network, index, layer, coefficients, sides, multipliers)
         lam = jnp.zeros((), coefficients.dtype)
@@ -263,22 +237,16 @@ def least(
             unit = jax.lax.stop_gradient(size / jnp.maximum(layer.ball.radius, _LEAST_RADIUS))
             lam = jnp.exp(multipliers.level[network.positions[index]]) * unit
         seen[index] = (coefficients.ravel(), slopes.ravel())
-        return slopes, layer_bound(layer, coefficients, slopes, lam) - _rounding(layer.box, slopes)
+        return slopes, layer_bound(layer, coefficients, slopes, lam) - stop(room_for_rounding(layer.box, slopes))
 
-    coefficients, constant = network.fold(row, relax)
+    coefficients, constant = fold(network.graph, row, network.layers, network.relaxations, relax)
     offset = jnp.dot(weights, specification.offsets, precision=jax.lax.Precision.HIGHEST)
     bound = constant + offset - network.region.support(-coefficients)
-    bound = bound - _rounding(network.region.bounding_box(), coefficients)
+    bound = bound - stop(room_for_rounding(network.region.bounding_box(), coefficients))
     nothing = (jnp.zeros(sides[part].shape, row.dtype) for part in network.slices.values())
     both = [seen.get(index, (zero, zero)) for index, zero in zip(network.layers, nothing, strict=True)]
     above, slopes = (joined([pair[i] for pair in both], row.dtype) for i in (0, 1))
     return bound, (coefficients, above, slopes)
-
-
-def _rounding(box: Interval, slopes: jax.Array) -> jax.Array:
-    largest = jnp.maximum(jnp.abs(box.lower), jnp.abs(box.upper))
-    largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    return jax.lax.stop_gradient(_ROUNDING * jnp.finfo(slopes.dtype).eps * numerics.total(jnp.abs(slopes) * largest))
 
 
 def first(network: Network, specification: Specification) -> Multipliers:

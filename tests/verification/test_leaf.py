@@ -55,6 +55,15 @@ def test_an_empty_leaf_is_proved_whatever_its_rows(kind):
     assert found.proved
 
 
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_a_leaf_of_a_network_with_weights_that_are_no_numbers_is_not_proved(kind, weight):
+    f = as_pytree(jax.tree_util.Partial(ramp, jnp.float32(weight)))
+    found = solve_leaf(f, REGIONS[kind], ONE_ROW, np.array([1], np.int8), np.array([True]))
+    assert not found.proved
+    assert found.bound == -np.inf
+
+
 def test_rows_of_a_conjunction_are_combined():
     """x <= -0.1 and -x <= -0.1 exclude each other; neither row alone is positive everywhere."""
     rows = Specification(np.array([[1.0], [-1.0]]), np.array([0.35, -0.15]))
