@@ -167,12 +167,14 @@ def _batch(operands: Sequence[Array], axes: Sequence[int | None], **params: Any)
     return convolutions_p.bind(lhs, jnp.moveaxis(rhs, rhs_axis, 0), **params), 0
 
 
-# With so few output channels, or with products that fit into a cache, one matrix product and shifted sums are several
-# times as fast as the library behind XLA.
+# With so few output channels, or with strides and products that fit into a cache, one matrix product and shifted sums
+# are several times as fast as the library behind XLA.
 _FEW_CHANNELS, _FEW_PRODUCTS = 4, 2**21
-# A kernel that is so many times as large as the result is the cotangent in a kernel gradient. Where strides dilated it,
-# or the image, a matrix product with the few windows is faster, above all for one example.
+# A kernel that is so many times as large as the result is the cotangent in a kernel gradient. Where strides dilated it
+# or the image, or there are few examples or channels, a matrix product with the few windows is faster.
 _FEW_WINDOWS = 4
+# So many numbers fit into a cache of a core.
+_CACHED = 2**19
 
 
 def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
@@ -180,12 +182,13 @@ def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
     dilation, pads = params["lhs_dilation"], params["padding"]
     windows = jax.eval_shape(functools.partial(lax.conv_general_dilated, **params), lhs, rhs).shape[1:3]
     dilated = dilation != (1, 1) or params["rhs_dilation"] != (1, 1)
-    if dilated and 0 < _FEW_WINDOWS * math.prod(windows) <= math.prod(rhs.shape[:2]):
+    thin = min(lhs.shape[0], *rhs.shape[2:]) <= _FEW_CHANNELS
+    if (dilated or thin) and 0 < _FEW_WINDOWS * math.prod(windows) <= math.prod(rhs.shape[:2]):
         return _gathered(lhs, rhs, windows, params)
     if params["window_strides"] != (1, 1) or params["rhs_dilation"] != (1, 1):
         return lax.conv_general_dilated(lhs, rhs, **params)
     products = math.prod(lhs.shape[:3]) * math.prod(rhs.shape[:2]) * rhs.shape[3]
-    if rhs.shape[3] <= _FEW_CHANNELS or products <= _FEW_PRODUCTS:
+    if rhs.shape[3] <= _FEW_CHANNELS or (dilation != (1, 1) and products <= _FEW_PRODUCTS):
         whole = _scattered(lhs, rhs, params)
     elif dilation != (1, 1):
         whole = _interleaved(lhs, rhs, params)
@@ -196,26 +199,43 @@ def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
 
 
 def _gathered(lhs: Array, rhs: Array, counts: Sequence[int], params: dict[str, Any]) -> Array:
-    """One matrix product: the windows of an image, so many down and across, with the kernel."""
+    """A matrix product: the windows of an image, so many down and across, with the kernel.
+
+    The sum over input channels, the examples of a kernel gradient, is cut so that the windows fit into a cache.
+    """
     zero, (height, width, inputs, outputs), (rows, columns) = jnp.zeros((), lhs.dtype), rhs.shape, counts
     around = [
         (low, high, step - 1) for (low, high), step in zip(params["padding"], params["lhs_dilation"], strict=True)
     ]
-    image = lax.pad(lhs, zero, [(0, 0, 0), *around, (0, 0, 0)])
     (down, right), (below, beside) = params["window_strides"], params["rhs_dilation"]
     high, wide = _dilated((height, width), (below, beside))
-    windows = jnp.stack(
-        [
-            lax.slice(image, (0, y, x, 0), (len(image), y + high, x + wide, inputs), (1, below, beside, 1))
-            for y in range(0, rows * down, down)
-            for x in range(0, columns * right, right)
-        ],
-        1,
-    )
-    size, examples = height * width * inputs, len(image)
-    windows, kernel = windows.reshape(examples * rows * columns, size), rhs.reshape(size, outputs)
-    products = jnp.dot(windows, kernel, precision=params["precision"])
-    return products.reshape(examples, rows, columns, outputs)
+
+    def product(image: Array, kernel: Array) -> Array:
+        channels = image.shape[0]
+        image = lax.pad(image.transpose(3, 0, 1, 2), zero, [(0, 0, 0), (0, 0, 0), *around])
+        windows = jnp.stack(
+            [
+                lax.slice(image, (0, 0, y, x), (len(image), channels, y + high, x + wide), (1, 1, below, beside))
+                for y in range(0, rows * down, down)
+                for x in range(0, columns * right, right)
+            ],
+            1,
+        )
+        size = channels * height * width
+        windows, kernel = windows.reshape(len(image) * rows * columns, size), kernel.reshape(size, outputs)
+        return jnp.dot(windows, kernel, precision=params["precision"])
+
+    # In a kernel gradient this undoes the transposition of images and cotangents: examples come first again.
+    image, kernel = lhs.transpose(3, 1, 2, 0), rhs.transpose(2, 0, 1, 3)
+    most = max(1, _CACHED // max(1, len(lhs) * rows * columns * height * width))
+    count = next((count for count in range(1, inputs + 1) if inputs % count == 0 and inputs // count <= most), 1)
+    if count == 1:
+        products = product(image, kernel)
+    else:
+        cut = [operand.reshape(count, -1, *operand.shape[1:]) for operand in (image, kernel)]
+        nothing = jnp.zeros((len(lhs) * rows * columns, outputs), lhs.dtype)
+        products, _ = lax.scan(lambda sum, pair: (sum + product(*pair), None), nothing, cut)
+    return products.reshape(len(lhs), rows, columns, outputs)
 
 
 def _scattered(lhs: Array, rhs: Array, params: dict[str, Any]) -> Array:

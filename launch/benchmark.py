@@ -5,6 +5,7 @@
     python launch/benchmark.py convolution
     python launch/benchmark.py memory --model=cnn7 --method=alpha_crown
     python launch/benchmark.py projection --json=projection.json
+    python launch/benchmark.py train --network small medium --loss natural max --peer_python=ENV/bin/python
 
 The programs of a table take turns, so that whatever else the machine does meets all of them. Seconds are of that
 machine and moment; read the ratios. On a machine that others use too, put `taskset --cpu-list 0` before the command and
@@ -28,10 +29,10 @@ import jax
 from rich.console import Console
 
 from cure_jax.training.workdir import write_atomically
-from launch.benchmarks import bounds, convolution, memory, projection
+from launch.benchmarks import bounds, convolution, memory, projection, train
 from launch.benchmarks.timing import Report, table
 
-_BENCHMARKS = {"bounds": bounds, "convolution": convolution, "memory": memory, "projection": projection}
+_BENCHMARKS = {"bounds": bounds, "convolution": convolution, "memory": memory, "projection": projection, "train": train}
 
 _NOTE = (
     "Time of one call: shortest, median, least of all cores together (cpu), and first, which compiles. Ratios of the "

@@ -122,6 +122,23 @@ def test_convolution_has_the_gradients_of_jax(size, kernel, strides, padding, dt
         assert "conv_general_dilated" not in primitives(ours, *operands)
 
 
+@pytest.mark.parametrize("cached", [1, 3000, 30_000])
+@pytest.mark.parametrize(("size", "kernel", "strides", "padding"), WINDOWS[-3:])
+def test_kernel_gradients_are_summed_in_parts_that_fit_into_a_cache(
+    size, kernel, strides, padding, cached, monkeypatch
+):
+    monkeypatch.setattr(numerics, "_CACHED", cached)
+    ours, reference = pair(window_strides=strides, padding=padding)
+    images, weights = normal(6, *size, 2), normal(*kernel, 2, 5)
+
+    def gradient(convolution, images):
+        return jax.grad(lambda weights: jnp.sum(jnp.sin(convolution(images, weights))))(weights)
+
+    close(jax.jit(gradient, static_argnums=0)(ours, images), gradient(reference, images))
+    hlo = jax.jit(gradient, static_argnums=0).lower(ours, images).as_text()
+    assert ("stablehlo.while" in hlo) == (cached < 30_000)
+
+
 @pytest.mark.parametrize("options", DILATED.values(), ids=DILATED)
 def test_dilation_has_the_gradients_of_jax(options):
     operands = normal(2, 8, 7, 3), normal(3, 2, 3, 4)

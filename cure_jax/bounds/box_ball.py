@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import linear
-from cure_jax.bounds.ibp import propagate
+from cure_jax.bounds.ibp import IN_TRAINING, Steps, propagate
 from cure_jax.bounds.lipschitz import block_rows, enclosing_ball, reach
 from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block, row_norms, sources
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["Ball", "BoxBalls", "box_ball", "concretized_on_balls", "propagate_balls"]
+__all__ = ["Ball", "BoxBalls", "box_ball", "box_ball_in_training", "concretized_on_balls", "propagate_balls"]
 
 
 class Ball(NamedTuple):
@@ -92,11 +92,31 @@ def box_ball(
     return bounds
 
 
+def box_ball_in_training(
+    f: Callable[[jax.Array], jax.Array], norms: BlockNorms, *, precision: jax.lax.PrecisionLike = None
+) -> Callable[[Region], Interval]:
+    """As `box_ball` with estimated norms, without room for rounding: a loss and no bound.
+
+    Args:
+      f: as for `box_ball`.
+      norms: from `lipschitz.estimated_norms`.
+      precision: of matrix products and convolutions.
+    """
+
+    def bounds(region: Region) -> Interval:
+        graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
+        known = propagate_balls(graph, region, norms_by_block(graph, norms), steps=IN_TRAINING)
+        return concretized_on_balls(graph, region, known)
+
+    return bounds
+
+
 def propagate_balls(
     graph: Graph,
     region: Region,
     norms: Mapping[tuple[int, int], jax.Array],
     intermediate: Sequence[Interval] | None = None,
+    steps: Steps | None = None,
 ) -> BoxBalls:
     """Pushes intervals and balls through all equations of a graph.
 
@@ -105,6 +125,7 @@ def propagate_balls(
       region: the set of inputs.
       norms: of its blocks, from `spectral.norms_by_block`.
       intermediate: as for `box_ball`.
+      steps: as for `ibp.propagate`.
 
     Returns:
       Intervals and balls.
@@ -141,7 +162,7 @@ def propagate_balls(
         balls[output.index] = _ball(middle, moved, rule.interval(equation, *operands))
         return operands
 
-    return BoxBalls(propagate(graph, region, refine), balls)
+    return BoxBalls(propagate(graph, region, refine, steps), balls)
 
 
 def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Interval:

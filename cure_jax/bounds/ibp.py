@@ -12,7 +12,6 @@ Sources: Gowal et al., "On the Effectiveness of Interval Bound Propagation", arX
 Wong & Kolter, ICML 2018, Section 3; Zhang et al., NeurIPS 2018, Eq. 7.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from cure_jax.bounds.rounding.primitives import MOVES
 from cure_jax.bounds.rounding.reproducible import traced
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
+__all__ = ["IN_TRAINING", "Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
 
 # The dual exponent is 5. Of greater ones the powers underflow sooner, and what is added for that grows.
 _LEAST_ROUND_P = 1.25
@@ -123,7 +122,7 @@ def ibp_with_layers(
                 before.append(operands[0])
             return _shrunk(equation, operands, shrinking) if shrinking else operands
 
-        intervals = propagate(graph, region, refine, _WITHOUT_ROOM)
+        intervals = propagate(graph, region, refine, IN_TRAINING)
         output = linear.concretized_output(graph, region, {}, intervals)
         return output, Layers(intervals[_first_mixed(graph).index], tuple(before))
 
@@ -234,21 +233,35 @@ def _input_ball(region: Region) -> _Ball | None:
     return _Ball(region.center, region.radius, p)
 
 
-def _affine_interval(
-    equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval], *, units: int = _ROUNDING
-) -> Interval:
+def _affine_interval(equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]) -> Interval:
     if equation.name in _BY_ENDS:
-        falls = (position == _BY_ENDS[equation.name] for position in equation.positions)
-        ends = [(x.upper, x.lower) if fall else (x.lower, x.upper) for x, fall in zip(operands, falls, strict=True)]
-        lower, upper = (equation.evaluate(*end) for end in zip(*ends, strict=True))
+        lower, upper = _image_of_ends(equation, operands)
         # What overflows, and a mask of -inf, is beyond the largest number.
         largest = jnp.finfo(lower.dtype).max
         return Interval(jnp.minimum(lower, largest), jnp.maximum(upper, -largest)).without_overflow()
     center = equation.evaluate(*(operand.center for operand in operands))
     radius = rule.magnitude(equation, 1.0, *(operand.radius for operand in operands))
     # Of the box [0, r] an end of the image may be small, and center and radius so large that nothing is left of it.
-    rounding = units * jnp.finfo(center.dtype).eps * (jnp.abs(center) + radius)
+    rounding = _ROUNDING * jnp.finfo(center.dtype).eps * (jnp.abs(center) + radius)
     return Interval.around(center, radius + lax.stop_gradient(rounding))
+
+
+def _affine_interval_in_training(
+    equation: graphs.Equation, rule: rules.Affine, operands: Sequence[Interval]
+) -> Interval:
+    """Without a thought for rounding and overflow: a loss that is not finite stops a training."""
+    if equation.name in _BY_ENDS:
+        return Interval(*_image_of_ends(equation, operands))
+    center = equation.evaluate(*((x.lower + x.upper) / 2 for x in operands))
+    radius = rule.magnitude(equation, 1.0, *((x.upper - x.lower) / 2 for x in operands))
+    return Interval(center - radius, center + radius)
+
+
+def _image_of_ends(equation: graphs.Equation, operands: Sequence[Interval]) -> tuple[jax.Array, jax.Array]:
+    falls = (position == _BY_ENDS[equation.name] for position in equation.positions)
+    ends = [(x.upper, x.lower) if fall else (x.lower, x.upper) for x, fall in zip(operands, falls, strict=True)]
+    lower, upper = (equation.evaluate(*end) for end in zip(*ends, strict=True))
+    return lower, upper
 
 
 def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operands: Sequence[Interval]) -> Interval:
@@ -256,7 +269,8 @@ def _nonlinear_interval(equation: graphs.Equation, rule: rules.Nonlinear, operan
 
 
 _PLAIN = Steps(lambda region: region.bounding_box(), _input_ball, _affine_interval, _nonlinear_interval)
-_WITHOUT_ROOM = _PLAIN._replace(affine=functools.partial(_affine_interval, units=0))
+# For losses, which are no proofs.
+IN_TRAINING = _PLAIN._replace(affine=_affine_interval_in_training)
 
 
 def steps_of(

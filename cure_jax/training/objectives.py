@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from cure_jax import attacks
 from cure_jax.bounds import BlockNorms, crown
-from cure_jax.bounds import box_ball as box_ball_bounds
+from cure_jax.bounds.box_ball import box_ball_in_training
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
 from cure_jax.certification.margins import margins, other_classes
 from cure_jax.regions import LpBall, Region, linf_ball
@@ -199,7 +199,7 @@ def small_box(
 
 
 def box_ball(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
-    """Intervals and l_2 balls side by side: `cure_jax.bounds.box_ball` with estimated norms.
+    """Intervals and l_2 balls side by side: as `cure_jax.bounds.box_ball`, with estimated norms.
 
     Args:
       ball: `(x, radius) -> region`.
@@ -215,7 +215,7 @@ def box_ball(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
                 "with cure_jax.bounds.lipschitz.estimated_norms."
             )
         region = _grown(ball, x, fraction * eps * scale)
-        bounds = box_ball_bounds(margins(network.certified, label), norms=network.norms, precision=network.precision)
+        bounds = box_ball_in_training(margins(network.certified, label), network.norms, precision=network.precision)
         return Worst(_worst_logits(bounds(region).lower, label))
 
     return objective

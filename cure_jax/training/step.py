@@ -98,15 +98,23 @@ def train_step(
 
     loss = jax.value_and_grad(_certified_loss, argnums=1, has_aux=True)
     (_, (metrics, clean, vectors)), gradients = loss(recipe, state.params, state, batch, axis_name)
+
+    def natural_gradients(needed: jax.Array, params: Any) -> Any:
+        return jax.lax.cond(
+            needed,
+            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, params, state, batch, axis_name), axis_name),
+            lambda: jax.tree.map(jnp.zeros_like, params),
+        )
+
+    kappa = jnp.asarray(recipe.natural_weight(state.step))
+    natural = natural_gradients(kappa > 0, state.params)
+    gradients = jax.tree.map(
+        lambda certified, natural: certified + kappa * natural, pmean(gradients, axis_name), natural
+    )
     extra = {}
     if recipe.projection_start is not None:
         point = recipe.natural_point(state.opt_state, state.params)
-        extra["natural"] = jax.lax.cond(
-            state.step >= recipe.projection_start,
-            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, point, state, batch, axis_name), axis_name),
-            lambda: jax.tree.map(jnp.zeros_like, state.params),
-        )
-    gradients = pmean(gradients, axis_name)
+        extra["natural"] = natural_gradients(state.step >= recipe.projection_start, point)
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params, **extra)
     new_state = TrainState(
         step=state.step + 1,
@@ -122,6 +130,7 @@ def train_step(
 def _certified_loss(
     recipe: Recipe, params: Any, state: TrainState, batch: tuple[jax.Array, ...], axis_name: str | None
 ) -> tuple[jax.Array, tuple[Metrics, Any, tuple[jax.Array, ...]]]:
+    """The loss but for its natural part, whose gradients are taken only while it has a weight."""
     images, labels, keys = batch
     scale, kappa = (jnp.asarray(f(state.step)) for f in (recipe.radius_scale, recipe.natural_weight))
     f, clean = _clean_classifier(recipe, params, state, images, axis_name)
@@ -134,21 +143,21 @@ def _certified_loss(
     network = Network(f, attacked, lipschitz, norms, recipe.precision)
     outcome = recipe.objective(network, images, labels, scale, keys)
 
-    logits = jax.vmap(f)(images)
+    logits = jax.lax.stop_gradient(jax.vmap(f)(images))
     certified = pmean(jnp.mean(outcome.losses), axis_name)
     natural = pmean(jnp.mean(cross_entropy(logits, labels)), axis_name)
     metrics = {"radius_scale": scale, "certified_loss": certified, "natural_loss": natural}
     if recipe.alignment is not None:
         metrics["alignment"] = _alignment(recipe.alignment, outcome, labels, axis_name)
         certified = certified + metrics["alignment"]
-    loss = (1 - kappa) * certified + kappa * natural
+    loss = (1 - kappa) * certified
     if recipe.regularizer and outcome.boxes is not None and outcome.boxes.layers is not None:
         metrics["regularizer"] = bound_regularizer(outcome.boxes.layers, axis_name)
         loss = loss + recipe.regularizer * (1 - scale) * metrics["regularizer"]
     if recipe.l1:
         # Not optax's norm: its gradient pushes parameters that are 0, as biases are at first.
         loss = loss + recipe.l1 * sum(norm(leaf, 1) for leaf in jax.tree.leaves(params))
-    metrics |= {"loss": loss, "accuracy": _accuracy(logits, labels, axis_name)}
+    metrics |= {"loss": loss + kappa * natural, "accuracy": _accuracy(logits, labels, axis_name)}
     for name, worst in outcome.worst.items():
         metrics[f"worst_accuracy/{name}"] = _accuracy(worst.logits, labels, axis_name)
     return loss, (jax.lax.stop_gradient(metrics), clean, vectors)

@@ -17,6 +17,7 @@ from cure_jax import data, models
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.config import Config
+from launch.parts import xla_flags
 
 # What a user can put right; anything else is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
@@ -34,6 +35,7 @@ def run(main: Callable[[], None]) -> None:
         # It reports every read from a bucket.
         logging.getLogger("gcsfs").setLevel(logging.WARNING)
         _enable_compilation_cache()
+        xla_flags.use()
         try:
             main()
         except _USER_ERRORS as error:

@@ -1,5 +1,6 @@
 """The benchmarks at tiny sizes: what they report, and that wrong results do not pass; nothing here is about speed."""
 
+import contextlib
 import json
 import math
 import stat
@@ -12,7 +13,7 @@ import pytest
 
 import cure_jax as cj
 from launch import benchmark
-from launch.benchmarks import projection, timing
+from launch.benchmarks import projection, timing, train
 
 BOUNDS = ("bounds", "--features", "2", "--strides", "2", "--size", "4", "--dense", "3", "--rounds", "2")
 # Answers as a verifier would that bounds margins from far below at the radius 0.1, and from above at others.
@@ -39,6 +40,16 @@ def verifier(tmp_path: Path, source: str) -> list[str]:
     interpreter.write_text(f"#!/bin/sh\nexec {sys.executable} {tmp_path}/verifier.py\n")
     interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
     return [f"--peer_python={interpreter}", f"--auto_lirpa={tmp_path}"]
+
+
+# Answers as PyTorch would that trains in half a second.
+TRAINER = """
+import json, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    assert json.loads(line)["channels"] in ("first", "last")
+    print(json.dumps({"wall": 0.5, "cpu": 0.25, "loss": 2.0}), flush=True)
+"""
 
 
 def check_rows(report: dict, names: list[str]) -> None:
@@ -192,3 +203,29 @@ def test_memory_is_measured_and_limited(tmp_path):
     check_rows(report, ["forward", "ibp"])
     assert 0.05 < report["facts"]["peak_gib"] < 10
     assert run(tmp_path, *small, "--limit_gib=0.01")[0] == 1
+
+
+@pytest.mark.parametrize(("loss", "beside"), [("ibp", 2), ("lipschitz", 0)])
+def test_training_steps_are_timed_with_flags_without_and_beside_pytorch(tmp_path, loss, beside):
+    peer, _ = verifier(tmp_path, TRAINER)
+    tiny = ("--network=small", "--batch=2", "--steps=1", "--rounds=1")
+    status, result = run(tmp_path, "train", *tiny, f"--loss={loss}", peer)
+    assert status == 0
+    (report,) = result["reports"]
+    check_rows(report, ["cure_jax", "no flags", "torch, channels first", "torch, channels last"][: 2 + beside])
+    assert all(row["shortest"] == 0.5 for row in report["rows"][2:])
+    assert report["facts"]["cure_jax"]["loss"] == pytest.approx(report["facts"]["no flags"]["loss"], rel=1e-3)
+
+
+def test_a_loss_that_the_flags_change_does_not_pass(tmp_path, monkeypatch):
+    answers = iter([1.0, 1.1] * 3)
+
+    @contextlib.contextmanager
+    def started(*_):
+        yield lambda request: {"wall": 1.0, "cpu": 1.0, "loss": next(answers)}
+
+    monkeypatch.setattr(train.peer, "started", started)
+    status, result = run(tmp_path, "train", "--loss=natural", "--rounds=1")
+    assert status == 1
+    (check,) = result["reports"][0]["checks"].values()
+    assert check["value"] == pytest.approx(0.1 / 1.1)

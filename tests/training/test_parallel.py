@@ -59,8 +59,8 @@ def test_cure_scratch_with_batch_norm_is_the_same_however_it_is_divided() -> Non
         tiny.TinyConvNet(), tiny.scratch(), ["shard_map", "pmap", "jit"], np.float64
     )
     chex.assert_trees_all_equal((state, metrics), pmapped)
-    chex.assert_trees_all_close(state, single[0], rtol=1e-12, atol=1e-12)
     # While the radius is 0, the regulariser divides by widths of 1e-6.
+    chex.assert_trees_all_close(state, single[0], rtol=1e-11, atol=1e-11)
     chex.assert_trees_all_close(metrics, single[1], rtol=1e-10, atol=1e-10)
 
     # The comparison is worth something: every stage was reached, every part of the loss took part.
