@@ -8,4 +8,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="$(bash launch/environment.sh test,data,logging)"
 
 # One process a core, at most four: each of them compiles for itself and simulates eight devices.
-exec "$python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
+exec "$python" -m pytest -n logical --maxprocesses 4 --dist worksteal --durations=40 "$@"

@@ -18,7 +18,7 @@ import numpy as np
 
 from launch.benchmarks import peer
 from launch.benchmarks.timing import Check, Report, Seconds, rows, take_turns
-from launch.parts.xla_flags import KNOWN, known_flags
+from launch.parts.xla_flags import known_flags
 
 _CNN7 = [(32, 3, 1), (32, 3, 1), (64, 3, 2), (64, 3, 1), (64, 3, 1)]
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -43,6 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, help="images in a batch; the network's own if left out")
     command.add_argument("--attack_steps", type=int, default=8, help="of small_box and max")
     command.add_argument("--steps", type=int, default=4, help="training steps in one measurement")
+    command.add_argument("--xla_flags", default=known_flags(), help="of the first program; the launchers' if left out")
     command.add_argument("--separate", action="store_true", help="PyTorch attacks one norm after the other")
     command.add_argument("--peer_python", help="interpreter of an environment with torch and numpy")
 
@@ -65,7 +66,10 @@ def _reports(options: argparse.Namespace, name: str, network: Mapping[str, Any])
             return stack.enter_context(peer.started(python, here.with_name(script), source, problem))
 
         worker = "train_worker.py"
-        ours = {_REFERENCE: start(sys.executable, worker, known_flags()), "no flags": start(sys.executable, worker, "")}
+        ours = {
+            _REFERENCE: start(sys.executable, worker, options.xla_flags),
+            "no flags": start(sys.executable, worker, ""),
+        }
         theirs = start(options.peer_python, "peer_torch.py", "") if options.peer_python else None
         for loss in options.loss:
             request = {"loss": loss, "steps": options.steps, "separate": options.separate}
@@ -84,5 +88,4 @@ def _reports(options: argparse.Namespace, name: str, network: Mapping[str, Any])
             with_flags, without = (answers[program]["loss"] for program in ours)
             change = abs(with_flags - without) / abs(without)
             checks = {"relative change of the loss by the flags": Check(change, change <= _TOLERANCE)}
-            facts = {"flags": known_flags(), "known": {flag: list(known) for flag, known in KNOWN.items()}}
-            yield Report(f"{name}, {loss}, batch {network['batch']}", rows(taken, _REFERENCE), checks, facts | answers)
+            yield Report(f"{name}, {loss}, batch {network['batch']}", rows(taken, _REFERENCE), checks, answers)

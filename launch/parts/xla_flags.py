@@ -5,8 +5,8 @@ import os
 
 __all__ = ["KNOWN", "known_flags", "use"]
 
-# Convolutions and sums go to the libraries that use all cores, matrix products to the one that is fast at them: steps of
-# training take two thirds of the time on two cores (docs/performance.md). A flag that XLA does not know ends the
+# Convolutions and sums go to the libraries that use all cores, matrix products to the one that is fast at them: on two
+# cores, training takes three quarters of the time (docs/performance.md). A flag that XLA does not know ends the
 # process, so each is for versions of jaxlib that it was tried with.
 KNOWN = {
     "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT": ("0.10.", "0.11."),
