@@ -1,7 +1,7 @@
 """Decides properties completely: proved, or a counterexample, or the reason why it is neither.
 
     python launch/verify.py --workdir=runs/digits/max --num_examples=100 --timeout=30
-    python launch/verify.py --network=net.onnx --property=prop.vnnlib --timeout=116
+    python launch/verify.py --network=net.onnx --property=prop.vnnlib --timeout=116 --state=prop.state.npz
 
 The first form takes the test images of a trained network, in the norms of its config: `verify.json` (fractions) and
 `verify.npz` (verdicts, margins and counterexamples of each image) go into the work directory. Images that were decided
@@ -9,7 +9,8 @@ on their own are kept in `verify_parts.jsonl`, with which an interrupted command
 
 The second form takes a network and a property of the verification competition, VNN-COMP; both may end in .gz. Its first
 line is `unsat` (proved), `sat` (there is a counterexample, which follows), `unknown`, `timeout`, or `error` with exit
-status 1. A counterexample must be one in onnxruntime too, where that is installed.
+status 1. A counterexample must be one in onnxruntime too, where that is installed. With `--state` a search that was
+interrupted, or ran out of time, goes on where it was.
 """
 
 import importlib.util
@@ -38,6 +39,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to ver
 _NETWORK = flags.DEFINE_string("network", None, "An ONNX file.")
 _PROPERTY = flags.DEFINE_string("property", None, "A VNN-LIB file.")
 _TIMEOUT = flags.DEFINE_float("timeout", 30.0, "Seconds: for each image and norm, or for the property.")
+_STATE = flags.DEFINE_string("state", None, "A file for the state of the search for a property: goes on from there.")
 
 _WORDS = {Status.VERIFIED: "unsat", Status.FALSIFIED: "sat", Status.UNKNOWN: "unknown", Status.TIMEOUT: "timeout"}
 
@@ -62,7 +64,7 @@ def verify_property(network: str, path: str, start: float) -> None:
     f = interop.load_onnx(network)
     unsafe_sets = interop.read_vnnlib(path, f.input_shape)
     left = max(_TIMEOUT.value - (time.monotonic() - start), 1e-3)
-    verdict = cj.verify_property(f, unsafe_sets, left)
+    verdict = cj.verify_property(f, unsafe_sets, left, state_file=_STATE.value)
     status = verdict.status
     if verdict.witness is None:
         print(_WORDS[status], flush=True)

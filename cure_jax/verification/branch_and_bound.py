@@ -14,11 +14,12 @@ from jax.tree_util import Partial
 
 from cure_jax.regions import Region
 from cure_jax.verification.branching import choose
-from cure_jax.verification.domains import Domain, Waiting, halves
+from cure_jax.verification.domains import Domain, Waiting, halves, unstacked
 from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
 from cure_jax.verification.roots import is_box, tightened, traced
+from cure_jax.verification.saved import Saved
 from cure_jax.verification.split_bound import Multipliers, Network, Root, first, free_of, joined, maximise
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
@@ -206,6 +207,18 @@ class _Search:
         free, sides = self.known
         return not np.any((domain.sides != 0) & ~free & (domain.sides != sides))
 
+    def saved(self) -> dict[str, Any]:
+        """The state as arrays: all but the bounds of the layers, which are found anew."""
+        known = {"margin": self.margin, "bounded": self.bounded, "undecided": self.undecided}
+        return known | self.waiting.stacked()
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from what `saved` gave."""
+        self.margin, self.bounded = float(arrays.pop("margin")), int(arrays.pop("bounded"))
+        self.undecided = arrays.pop("undecided").tolist()
+        for domain in unstacked(arrays):
+            self.waiting.push(domain)
+
     def progress(self, limits: Limits) -> Progress:
         worst = min(self.waiting.worst, *self.undecided, self.margin)
         return Progress(self.bounded, len(self.waiting), worst, time.monotonic() - limits.start)
@@ -215,8 +228,15 @@ class _Search:
         return Outcome(status, witness, margin, self.bounded, reason)
 
 
-def search(
-    problem: Problem, root: Root, limits: Limits, settings: Settings, *, stuck: str, numbers: Sequence[int]
+def search(  # noqa: PLR0913  (a problem, what is known of it, and how to go on)
+    problem: Problem,
+    root: Root,
+    limits: Limits,
+    settings: Settings,
+    *,
+    stuck: str,
+    numbers: Sequence[int],
+    saved: Saved | None = None,
 ) -> Outcome:
     """Branch and bound on the kinks of neurons, the worst domain first.
 
@@ -227,27 +247,40 @@ def search(
       settings: see there.
       stuck: names the nonlinear functions that cannot be split; empty if all can be.
       numbers: of the specifications that are still to be proved.
+      saved: where the state is kept, and taken up again.
 
     Returns:
       VERIFIED if every domain has a finite bound above 0; FALSIFIED with a witness; TIMEOUT where a limit was reached;
       UNKNOWN where a domain is left over that cannot be split.
     """
     state = _Search(problem, root, settings, splittable=not stuck)
-    domains = _whole(problem, root, numbers)
-    # The whole region, several times.
-    for _ in range(settings.root_rounds):
-        for start in range(0, len(domains), settings.batch_size):
-            part = domains[start : start + settings.batch_size]
+    before = saved.load() if saved else None
+    if before is not None:
+        state.restore(before)
+    elif (witness := _bound_whole(state, limits, _whole(problem, root, numbers))) is not None:
+        return state.ended(Status.FALSIFIED, "a bound was attained at a counterexample", witness)
+    outcome = _branch(state, limits, stuck, saved)
+    if saved and outcome.status is Status.TIMEOUT:
+        saved.keep(state.saved, now=True)
+    elif saved:
+        saved.forget()
+    return outcome
+
+
+def _bound_whole(state: _Search, limits: Limits, domains: Sequence[Domain]) -> Witness | None:
+    """Bounds the whole region several times; what is not proved waits."""
+    for _ in range(state.settings.root_rounds):
+        for start in range(0, len(domains), state.settings.batch_size):
+            part = domains[start : start + state.settings.batch_size]
             witness = state.take(part, state.step(part))
             if witness is not None:
-                return state.ended(Status.FALSIFIED, "a bound was attained at a counterexample", witness)
+                return witness
         domains = state.waiting.pop(len(state.waiting))
         if not domains or limits.exceeded(state.bounded, 0):
             break
-        domains = [*domains]
     for domain in domains:
         state.waiting.push(domain)
-    return _branch(state, limits, stuck)
+    return None
 
 
 def _whole(problem: Problem, root: Root, numbers: Sequence[int]) -> list[Domain]:
@@ -258,7 +291,7 @@ def _whole(problem: Problem, root: Root, numbers: Sequence[int]) -> list[Domain]
     return [Domain(number, sides, -math.inf, 0, own(number)) for number in numbers]
 
 
-def _branch(state: _Search, limits: Limits, stuck: str) -> Outcome:
+def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> Outcome:
     while len(state.waiting):
         limit = limits.exceeded(state.bounded, state.waiting.memory)
         if limit:
@@ -269,6 +302,8 @@ def _branch(state: _Search, limits: Limits, stuck: str) -> Outcome:
         witness = state.take(children, state.step(children)) if children else None
         if witness is not None:
             return state.ended(Status.FALSIFIED, "branch and bound found a counterexample", witness)
+        if saved:
+            saved.keep(state.saved)
         limits.tell(state.progress(limits))
     if not state.undecided:
         return state.ended(Status.VERIFIED, "branch and bound proved every domain")

@@ -2,14 +2,15 @@
 
 import heapq
 import itertools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from cure_jax.verification.split_bound import Multipliers
 
-__all__ = ["Domain", "Waiting", "halves"]
+__all__ = ["Domain", "Waiting", "halves", "unstacked"]
 
 
 class Domain(NamedTuple):
@@ -46,6 +47,21 @@ def halves(domain: Domain) -> tuple[Domain, Domain]:
     return half(1), half(-1)
 
 
+def unstacked(arrays: Mapping[str, np.ndarray]) -> list[Domain]:
+    """The domains that `Waiting.stacked` made arrays of, those that go first last."""
+    count = len(arrays.get("specification", ()))
+    return [
+        Domain(
+            int(arrays["specification"][i]),
+            arrays["sides"][i],
+            float(arrays["bound"][i]),
+            int(arrays["neuron"][i]),
+            Multipliers(**{name: arrays[f"multipliers.{name}"][i] for name in Multipliers._fields}),
+        )
+        for i in reversed(range(count))
+    ]
+
+
 class Waiting:
     """A heap of domains."""
 
@@ -72,3 +88,16 @@ class Waiting:
         taken = [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
         self.memory -= sum(domain.memory for domain in taken)
         return taken
+
+    def stacked(self) -> dict[str, Any]:
+        """All domains as arrays by the names of their fields, those that go first first; none for none."""
+        domains = [domain for _, _, domain in sorted(self._heap, key=lambda item: item[:2])]
+        if not domains:
+            return {}
+        fields = {
+            name: np.stack([np.asarray(getattr(domain, name)) for domain in domains])
+            for name in Domain._fields
+            if name != "multipliers"
+        }
+        parts = jax.tree.map(lambda *leaves: np.stack(leaves), *[domain.multipliers for domain in domains])
+        return fields | {f"multipliers.{name}": leaf for name, leaf in parts._asdict().items()}

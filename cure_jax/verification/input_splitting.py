@@ -25,6 +25,7 @@ from cure_jax.graph import Node
 from cure_jax.regions import Box
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
+from cure_jax.verification.saved import Saved
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import confirmed
 
@@ -32,6 +33,8 @@ __all__ = ["split_inputs"]
 
 # Of sums, in units of the last place of their terms.
 _ROUNDING = 4
+# What a box that waits consists of.
+_BOX = ("bound", "lower", "upper", "scores")
 
 
 class _Step(NamedTuple):
@@ -88,13 +91,14 @@ def _bound_box(f: Partial, specifications: Specification, lower: jax.Array, uppe
     return _Step(of_specifications[worst], points, values, jnp.where(jnp.isfinite(scores), scores, 0))
 
 
-def split_inputs(problem: Problem, limits: Limits, batch_size: int) -> Outcome:
+def split_inputs(problem: Problem, limits: Limits, batch_size: int, saved: Saved | None = None) -> Outcome:
     """Branch and bound on the inputs, the worst box first.
 
     Args:
       problem: its region must be its bounding box.
       limits: looked at between batches.
       batch_size: boxes that are bounded at once.
+      saved: where the state is kept, and taken up again.
 
     Returns:
       VERIFIED if finite bounds above 0 cover the region; FALSIFIED with a witness; TIMEOUT where a limit was reached;
@@ -106,7 +110,19 @@ def split_inputs(problem: Problem, limits: Limits, batch_size: int) -> Outcome:
     lower, upper = np.asarray(box.lower), np.asarray(box.upper)
     lower = np.nextafter(lower, -np.inf, dtype=lower.dtype) if room else lower
     upper = np.nextafter(upper, np.inf, dtype=upper.dtype) if room else upper
-    return _Search(problem, limits, batch_size).run(lower, upper)
+    search = _Search(problem, limits, batch_size)
+    before = saved.load() if saved else None
+    if before is None:
+        boxes = [(-math.inf, lower, upper)]
+    else:
+        search.restore(before)
+        boxes = search.halves()
+    outcome = search.run(boxes, saved)
+    if saved and outcome.status is Status.TIMEOUT:
+        saved.keep(search.saved, now=True)
+    elif saved:
+        saved.forget()
+    return outcome
 
 
 class _Search:
@@ -115,24 +131,39 @@ class _Search:
         self.heap: list[tuple[float, int, np.ndarray, np.ndarray, np.ndarray]] = []
         self.order, self.bounded, self.margin, self.undecided = itertools.count(), 0, math.inf, math.inf
 
-    def run(self, lower: np.ndarray, upper: np.ndarray) -> Outcome:
-        """Bounds the whole, and cuts what is not proved."""
-        boxes: Sequence[tuple[float, np.ndarray, np.ndarray]] = [(-math.inf, lower, upper)]
+    def run(self, boxes: Sequence[tuple[float, np.ndarray, np.ndarray]], saved: Saved | None) -> Outcome:
+        """Bounds boxes, and cuts what is not proved."""
         while boxes:
+            size = 3 * boxes[0][1].nbytes
             witness = self.take(boxes)
             if witness is not None:
                 return Outcome(
                     Status.FALSIFIED, witness, witness.margin, self.bounded, "splitting inputs found a counterexample"
                 )
             self.limits.tell(Progress(self.bounded, len(self.heap), self.worst, time.monotonic() - self.limits.start))
-            limit = self.limits.exceeded(self.bounded, len(self.heap) * 3 * lower.nbytes)
+            limit = self.limits.exceeded(self.bounded, len(self.heap) * size)
             if self.heap and limit:
                 return Outcome(Status.TIMEOUT, None, self.worst, self.bounded, limit)
+            if saved:
+                saved.keep(self.saved)
             boxes = self.halves()
         if self.undecided < math.inf:
             reason = "a box of inputs that cannot be cut any more was not proved"
             return Outcome(Status.UNKNOWN, None, self.worst, self.bounded, reason)
         return Outcome(Status.VERIFIED, None, self.margin, self.bounded, "splitting inputs proved every box")
+
+    def saved(self) -> dict[str, Any]:
+        """The state as arrays, the boxes that go first first."""
+        boxes = [(bound, *arrays) for bound, _, *arrays in sorted(self.heap, key=lambda item: item[:2])]
+        known = {"margin": self.margin, "undecided": self.undecided, "bounded": self.bounded}
+        return known | {name: np.stack(part) for name, part in zip(_BOX, zip(*boxes, strict=True), strict=False)}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from what `saved` gave."""
+        self.margin, self.undecided = float(arrays["margin"]), float(arrays["undecided"])
+        self.bounded = int(arrays["bounded"])
+        for bound, *box in reversed(list(zip(*(arrays.get(name, ()) for name in _BOX), strict=True))):
+            heapq.heappush(self.heap, (float(bound), -next(self.order), *box))
 
     @property
     def worst(self) -> float:

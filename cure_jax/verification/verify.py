@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -24,6 +25,7 @@ from cure_jax.verification.input_splitting import split_inputs
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, all_rows, rounded_down
 from cure_jax.verification.roots import is_box, others, root_bounds, traced
+from cure_jax.verification.saved import Saved
 from cure_jax.verification.split_bound import branching
 from cure_jax.verification.verdict import Status, Verdict
 from cure_jax.verification.witness import attack, confirmed, least_values
@@ -85,6 +87,7 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     suspects: Sequence[np.ndarray] = (),
     options: Options | None = None,
     progress: Callable[[Progress], None] | None = None,
+    state_file: str | os.PathLike | None = None,
 ) -> Verdict:
     """Decides whether a classifier predicts `label` on a whole region: complete for networks of ReLUs.
 
@@ -103,13 +106,17 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
       suspects: inputs `[*x]` that may be counterexamples, such as those of `attack_dataset`; tried first.
       options: how it is done.
       progress: called after each batch.
+      state_file: where the state of the search by splitting is kept, every minute and when the time is over: the same
+        call with this file goes on from there. It is deleted when the search has ended.
 
     Returns:
       The verdict. Ties count against the label: a point where another logit is as great is a counterexample.
 
     Raises:
-      ValueError: for a label out of range, several labels, an `x` outside of the region or of another shape.
+      ValueError: for a label out of range, several labels, an `x` outside of the region or of another shape, or a
+        `state_file` that is damaged or of another search.
       UnsupportedPrimitive: if `f` contains a primitive without a rule.
+      OSError: if `state_file` cannot be written.
 
     Soundness:
       VERIFIED: every domain has a finite bound above 0, in float32 with some room for rounding, which is not a bound of
@@ -134,7 +141,7 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     weights = np.stack([eye[label] - eye[j] for j in range(classes) if j != label])[:, None]
     specifications = Specification(weights, np.zeros(weights.shape[:2]))
     problem = Problem(as_pytree(f), region, specifications)
-    outcome = _decide(problem, _limits(start, timeout, options, progress), options, [x, *suspects])
+    outcome = _decide(problem, _limits(start, timeout, options, progress), options, [x, *suspects], state_file)
     return _verdict(outcome, start)
 
 
@@ -145,6 +152,7 @@ def verify_property(
     *,
     options: Options | None = None,
     progress: Callable[[Progress], None] | None = None,
+    state_file: str | os.PathLike | None = None,
 ) -> Verdict:
     """Decides whether none of some sets of unsafe inputs and outputs is reached.
 
@@ -154,14 +162,16 @@ def verify_property(
       timeout: for all of them together; see `verify`.
       options: how it is done.
       progress: called after each batch.
+      state_file: as for `verify`; for several boxes it is a file each, with a number at the end of the name.
 
     Returns:
       The verdict: VERIFIED if no input of any box has an output that satisfies all rows of its set. A witness is in
       float64; it lies in its box, and satisfies the rows (ties are unsafe) in float64 and, rounded, in float32.
 
     Raises:
-      ValueError: if there is no set, or shapes do not fit together.
+      ValueError: if there is no set, shapes do not fit together, or for a `state_file` as `verify`.
       UnsupportedPrimitive: if `f` contains a primitive without a rule.
+      OSError: if `state_file` cannot be written.
 
     Soundness:
       As `verify`.
@@ -177,9 +187,11 @@ def verify_property(
     if not unsafe_sets:
         raise ValueError("verify_property got no unsafe set; expected at least one.")
     network, found = as_pytree(f), []
-    for problem in _problems(network, unsafe_sets):
+    problems = _problems(network, unsafe_sets)
+    for number, problem in enumerate(problems):
         limits = _limits(start, timeout, options, progress)
-        found.append(_decide(problem, limits, options, []))
+        file = f"{os.fspath(state_file)}.{number}" if state_file is not None and len(problems) > 1 else state_file
+        found.append(_decide(problem, limits, options, [], file))
         if found[-1].status is Status.FALSIFIED:
             break
     return _verdict(_together(found), start)
@@ -251,7 +263,13 @@ def _together(found: Sequence[Outcome]) -> Outcome:
     return worst._replace(margin=margin, domains=sum(outcome.domains for outcome in found))
 
 
-def _decide(problem: Problem, limits: Limits, options: Options, suspects: Sequence[ArrayLike]) -> Outcome:
+def _decide(
+    problem: Problem,
+    limits: Limits,
+    options: Options,
+    suspects: Sequence[ArrayLike],
+    state_file: str | os.PathLike | None,
+) -> Outcome:
     """One problem: attack, bounds, branches."""
     region = problem.region
     graph = traced(problem.f, region)
@@ -268,9 +286,11 @@ def _decide(problem: Problem, limits: Limits, options: Options, suspects: Sequen
         return Outcome(Status.FALSIFIED, witness, witness.margin, 0, "the attack found a counterexample")
     if limits.exceeded(0, 0):
         return Outcome(Status.TIMEOUT, None, -math.inf, 0, limits.exceeded(0, 0))
-    if _splits_inputs(region, graph, options.branching):
-        return split_inputs(problem, limits, options.boxes)
-    return _by_activations(problem, graph, limits, options)
+    by_inputs = _splits_inputs(region, graph, options.branching)
+    saved = None if state_file is None else Saved(state_file, problem, "inputs" if by_inputs else "activations")
+    if by_inputs:
+        return split_inputs(problem, limits, options.boxes, saved)
+    return _by_activations(problem, graph, limits, options, saved)
 
 
 def _constant(problem: Problem) -> Outcome:
@@ -294,7 +314,7 @@ def _splits_inputs(region: Region, graph: Graph, wanted: Branching) -> bool:
     return boxed and int(np.sum(np.asarray(box.lower < box.upper))) <= _FEW_INPUTS and bool(graph.equations)
 
 
-def _by_activations(problem: Problem, graph: Graph, limits: Limits, options: Options) -> Outcome:
+def _by_activations(problem: Problem, graph: Graph, limits: Limits, options: Options, saved: Saved | None) -> Outcome:
     stuck = ", ".join(sorted({equation.name for equation in others(graph)}))
     root = jax.block_until_ready(root_bounds(problem.f, problem.region))
     numbers = range(len(problem.specifications.offsets))
@@ -304,7 +324,7 @@ def _by_activations(problem: Problem, graph: Graph, limits: Limits, options: Opt
         numbers = [number for number in numbers if not 0 < np.max(lower[number]) < math.inf]
         if not numbers:
             return Outcome(Status.VERIFIED, None, float(np.min(np.max(lower, axis=1))), 1, "bounds of the whole region")
-    return search(problem, root, limits, settings, stuck=stuck, numbers=numbers)
+    return search(problem, root, limits, settings, stuck=stuck, numbers=numbers, saved=saved)
 
 
 @jax.jit
