@@ -1,4 +1,4 @@
-"""What goes into other systems and comes from them: certifiers as StableHLO programs, ONNX, VNN-LIB.
+"""What goes into other systems and comes from them: StableHLO programs, ONNX, VNN-LIB, weights of PyTorch.
 
 Regions and certificates also pass through `jax.export` of a function of your own (`cure_jax.pytrees`).
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cure_jax.interop.export import PLATFORMS, export_certifier
 from cure_jax.interop.standalone import Certifier, load_certifier
+from cure_jax.interop.torch_weights import load_torch_weights
 from cure_jax.interop.vnnlib import read_vnnlib
 from cure_jax.interop.vnnlib_writer import format_witness, write_vnnlib, write_witness
 
@@ -24,6 +25,7 @@ __all__ = [
     "format_witness",
     "load_certifier",
     "load_onnx",
+    "load_torch_weights",
     "read_vnnlib",
     "save_onnx",
     "write_vnnlib",
