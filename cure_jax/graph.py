@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from cure_jax import activations, numerics
+from cure_jax import activations
+from cure_jax.convolution import convolution
 
 __all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
 
@@ -46,7 +47,7 @@ _CALLS: Mapping[str, str] = {
     "checkpoint": "jaxpr",
     "remat2": "jaxpr",
 }
-# Primitives of `numerics`, which have the parameters of JAX's own.
+# Primitives of `convolution` and `numerics`, which have the parameters of JAX's own.
 _ALIASES = {"convolution": "conv_general_dilated", "total": "reduce_sum"}
 # These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
 _BROADCASTING = ("add", "sub", "mul", "div", "max", "min")
@@ -336,7 +337,7 @@ class _Flattener:
             # An index that breaks the promise is clamped in evaluation, but left out by the transposed primitive.
             params["mode"] = lax.GatherScatterMode.CLIP
         if is_convolution:
-            return lambda lhs, rhs: numerics.convolution(lhs, rhs, **params)
+            return lambda lhs, rhs: convolution(lhs, rhs, **params)
         return lambda *operands: primitive.bind(*operands, **params)
 
 

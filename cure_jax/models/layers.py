@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from cure_jax import numerics
+from cure_jax.convolution import convolution
 
 BATCH_NORM_EPSILON = 1e-5
 
@@ -47,14 +47,14 @@ def normalize(
 
 
 def conv(features: int, kernel: int, stride: int = 1, padding: int = 0, use_bias: bool = True) -> nn.Conv:
-    """Returns a square 2-d convolution whose gradient is the fast one of `cure_jax.numerics`."""
+    """Returns a square 2-d convolution whose gradient is the fast one of `cure_jax.convolution`."""
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         use_bias=use_bias,
-        conv_general_dilated=numerics.convolution,
+        conv_general_dilated=convolution,
     )
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cure_jax import numerics
+from cure_jax.convolution import convolution
 from cure_jax.graph import Equation, Graph, Node
 
 __all__ = ["Axis", "Cut", "Local", "moving_axes", "restrict", "whole"]
@@ -135,7 +135,7 @@ def _convolution(equation: Equation, axes: Axes) -> Local | None:
 
     def linear(cut: Cut, window: jax.Array) -> jax.Array:
         del cut
-        return numerics.convolution(window, kernel, **params)
+        return convolution(window, kernel, **params)
 
     return Local((tuple(operand),), linear)
 

@@ -1,6 +1,6 @@
 """One gradient of the images and one of the parameters of a small convolutional network, in and out of `lax.scan`.
 
-`cure_jax.numerics.convolution` against `jax.lax.conv_general_dilated`, whose gradients XLA compiles to slow loops on
+`cure_jax.convolution.convolution` against `jax.lax.conv_general_dilated`, whose gradients XLA compiles to slow loops on
 CPU, above all inside loops. The step is that of an attack of one step and of the training on what it finds.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from cure_jax import numerics
+from cure_jax.convolution import convolution as ours
 from cure_jax.models.layers import flatten
 from launch.benchmarks.timing import Check, Report, in_process, rows, take_turns
 
@@ -38,9 +38,9 @@ def run(options: argparse.Namespace) -> list[Report]:
     keys = jax.random.split(jax.random.key(options.seed), 3)
     images = jax.random.uniform(keys[0], (options.batch, options.size, options.size, 1))
     labels = jax.random.randint(keys[1], (options.batch,), 0, 10)
-    parameters = _network(numerics.convolution, options).init(keys[2], images)
+    parameters = _network(ours, options).init(keys[2], images)
     programs, loops = {}, {}
-    for name, convolution in (("numerics", numerics.convolution), ("lax", lax.conv_general_dilated)):
+    for name, convolution in (("cure_jax", ours), ("lax", lax.conv_general_dilated)):
         step = _step(_network(convolution, options), labels)
         loops[name] = jax.jit(
             lambda carry, step=step: lax.scan(lambda c, _: (step(c), None), carry, length=options.steps)[0]
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> list[Report]:
     return [
         Report(
             title=f"one step, batch {options.batch} of {options.size}x{options.size}",
-            rows=rows(taken, "numerics, no loop"),
+            rows=rows(taken, "cure_jax, no loop"),
             checks={"largest difference after the loop": Check(difference, difference <= _TOLERANCE)},
         )
     ]

@@ -150,7 +150,7 @@ def test_convolution_reports_both_in_and_out_of_a_loop(tmp_path):
     )
     assert status == 0
     (report,) = result["reports"]
-    check_rows(report, ["numerics, no loop", "numerics, in scan", "lax, no loop", "lax, in scan"])
+    check_rows(report, ["cure_jax, no loop", "cure_jax, in scan", "lax, no loop", "lax, in scan"])
 
 
 def test_projection_reports_both_and_their_difference(tmp_path):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cure_jax import numerics
+from cure_jax.convolution import convolution
 from cure_jax.interop.onnx.step import Operator, Step
 
 __all__ = ["OPERATORS"]
@@ -81,9 +81,9 @@ def _convolved(  # noqa: PLR0913  (those of jax.lax.conv_general_dilated)
     groups = step.get("group", 1)
     last = x.ndim == 4 and groups == 1
     if last:
-        # With channels last it has fast gradients on CPU (`numerics`): CROWN took a fifth of the time.
+        # With channels last it has fast gradients on CPU (`cure_jax.convolution`): CROWN took a fifth of the time.
         x, kernel = x.transpose(0, 2, 3, 1), kernel.transpose(2, 3, 1, 0)
-    y = numerics.convolution(
+    y = convolution(
         x,
         kernel,
         strides,
