@@ -183,13 +183,14 @@ def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
     dilation, pads = params["lhs_dilation"], params["padding"]
     windows = jax.eval_shape(functools.partial(lax.conv_general_dilated, **params), lhs, rhs).shape[1:3]
     dilated = dilation != (1, 1) or params["rhs_dilation"] != (1, 1)
-    thin = min(lhs.shape[0], *rhs.shape[2:]) <= _FEW_CHANNELS
-    if (dilated or thin) and 0 < _FEW_WINDOWS * math.prod(windows) <= math.prod(rhs.shape[:2]):
+    thin = any(_at_most(size, _FEW_CHANNELS) for size in (lhs.shape[0], *rhs.shape[2:]))
+    known = all(isinstance(size, int) for size in (*lhs.shape, *rhs.shape))
+    if known and (dilated or thin) and 0 < _FEW_WINDOWS * math.prod(windows) <= math.prod(rhs.shape[:2]):
         return _gathered(lhs, rhs, windows, params)
     if params["window_strides"] != (1, 1) or params["rhs_dilation"] != (1, 1):
         return lax.conv_general_dilated(lhs, rhs, **params)
     products = math.prod(lhs.shape[:3]) * math.prod(rhs.shape[:2]) * rhs.shape[3]
-    if rhs.shape[3] <= _FEW_CHANNELS or (dilation != (1, 1) and products <= _FEW_PRODUCTS):
+    if rhs.shape[3] <= _FEW_CHANNELS or (dilation != (1, 1) and _at_most(products, _FEW_PRODUCTS)):
         whole = _scattered(lhs, rhs, params)
     elif dilation != (1, 1):
         whole = _interleaved(lhs, rhs, params)
@@ -197,6 +198,11 @@ def _fastest(lhs: Array, rhs: Array, **params: Any) -> Array:
         return lax.conv_general_dilated(lhs, rhs, **params)
     around = [(low - k + 1, high - k + 1, 0) for k, (low, high) in zip(rhs.shape[:2], pads, strict=True)]
     return lax.pad(whole, jnp.zeros((), whole.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+
+
+def _at_most(size: Any, limit: int) -> bool:
+    """Whether a size is at most that; of one that is a symbol, as in exported programs, it is not known."""
+    return isinstance(size, int) and size <= limit
 
 
 def _gathered(lhs: Array, rhs: Array, counts: Sequence[int], params: dict[str, Any]) -> Array:
