@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from cure_jax import convolution as module
 from cure_jax import numerics
+from tests.arrays import close, lowered, normal
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 # size of the images, of the kernel, strides, padding
@@ -54,23 +55,10 @@ LEFT_TO_JAX = {
 }
 
 
-def normal(*shape: int, seed: int = 0, dtype: Any = np.float32) -> jax.Array:
-    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape).astype(dtype))
-
-
 def pair(**options: Any) -> list[Callable[..., jax.Array]]:
     """Returns the convolution under test and JAX's, with the same options."""
     options = {"window_strides": (2, 1), "padding": "SAME", "dimension_numbers": LAYOUT} | options
     return [functools.partial(f, **options) for f in (module.convolution, lax.conv_general_dilated)]
-
-
-def close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
-    """Compares to within `tolerance` of the largest entry: rounding of a sum is relative to its terms."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert got.dtype == want.dtype
-        largest = np.abs(np.asarray(want)).max(initial=1.0)
-        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * largest)
 
 
 def first_order(convolution: Callable[..., jax.Array]) -> Callable[..., Any]:
@@ -173,10 +161,6 @@ def test_other_types_are_left_to_jax(dtype, options):
     ours, theirs = pair(**options)
     close(ours(*operands), theirs(*operands), 0.0)
     assert primitives(ours, *operands) == {"conv_general_dilated"}
-
-
-def lowered(f: Callable[..., Any], platform: str, *args: Any) -> str:
-    return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
