@@ -99,22 +99,24 @@ def train_step(
     loss = jax.value_and_grad(_certified_loss, argnums=1, has_aux=True)
     (_, (metrics, clean, vectors)), gradients = loss(recipe, state.params, state, batch, axis_name)
 
-    def natural_gradients(needed: jax.Array, params: Any) -> Any:
-        return jax.lax.cond(
-            needed,
-            lambda: pmean(jax.grad(_natural_loss, argnums=1)(recipe, params, state, batch, axis_name), axis_name),
-            lambda: jax.tree.map(jnp.zeros_like, params),
-        )
+    def natural_gradients(params: Any) -> Any:
+        """Of this device: their mean over devices is the gradient."""
+        return jax.grad(_natural_loss, argnums=1)(recipe, params, state, batch, axis_name)
+
+    def or_zeros(needed: jax.Array, f: Callable[[], Any]) -> Any:
+        return jax.lax.cond(needed, f, lambda: jax.tree.map(jnp.zeros_like, state.params))
 
     kappa = jnp.asarray(recipe.natural_weight(state.step))
-    natural = natural_gradients(kappa > 0, state.params)
-    gradients = jax.tree.map(
-        lambda certified, natural: certified + kappa * natural, pmean(gradients, axis_name), natural
-    )
+    natural = or_zeros(kappa > 0, lambda: natural_gradients(state.params))
+    # Added before the mean over devices: one reduction for both.
+    gradients = jax.tree.map(lambda certified, natural: certified + kappa * natural, gradients, natural)
+    gradients = pmean(gradients, axis_name)
     extra = {}
     if recipe.projection_start is not None:
         point = recipe.natural_point(state.opt_state, state.params)
-        extra["natural"] = natural_gradients(state.step >= recipe.projection_start, point)
+        extra["natural"] = or_zeros(
+            state.step >= recipe.projection_start, lambda: pmean(natural_gradients(point), axis_name)
+        )
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params, **extra)
     new_state = TrainState(
         step=state.step + 1,
