@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 
 from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
-from cure_jax.training import multi_norm, objectives, schedules
+from cure_jax.training import multi_norm, objectives, optimizers, schedules
 from cure_jax.training.augmentation import augmentation
 from cure_jax.training.gradient_projection import EpochProjectionState, epoch_projection, gradient_projection
 from cure_jax.training.parallel import MODES
@@ -40,20 +40,22 @@ __all__ = [
 # An `ml_collections.ConfigDict`, whose fields have no static types.
 Config: TypeAlias = Any
 PIXELS = (0.0, 1.0)
-# The fields of `losses.NORM` besides `kind`, with their defaults; fraction: of the radius, in training.
+# The fields of `losses.NORM` besides `kind`, with their defaults. fraction: of the radius, in training;
+# attack_fraction: of the radius, for the attack alone (0: the same as fraction).
 _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "natural": {},
     "pgd": {"fraction": 1.0},
     "ibp": {"fraction": 1.0, "shrinking": 0.0},
-    "small_box": {"fraction": 1.0, "ratio": 0.4, "inside": False, "shrinking": 0.0},
+    "small_box": {"fraction": 1.0, "attack_fraction": 0.0, "ratio": 0.4, "inside": False, "shrinking": 0.0},
     "crown_ibp": {"fraction": 1.0, "final": 0.0},
-    "expressive": {"fraction": 1.0, "combination": "mtl", "alpha": 0.1},
+    "expressive": {"fraction": 1.0, "attack_fraction": 0.0, "combination": "mtl", "alpha": 0.1},
     "dual_norm": {"fraction": 1.0},
     "box_ball": {"fraction": 1.0},
     "lipschitz": {"fraction": 1.0},
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "combine": ("joint", "worst", "random_norm"),
+    "optimizer": tuple(optimizers.SCALINGS),
     "precision": ("default", "high", "highest"),
     "initialization": ("ibp", "default"),
     "projection.every": ("step", "epoch"),
@@ -63,7 +65,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _LEAST: Mapping[str, int] = {
     **dict.fromkeys(("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps"), 1),
     **dict.fromkeys(("seed", "learning_rate", "milestone_factor", "natural_epochs", "kappa_ramp_epochs"), 0),
-    **dict.fromkeys(("ramp_end", "regularizer", "l1", "alignment.weight"), 0),
+    **dict.fromkeys(("ramp_end", "regularizer", "l1", "weight_decay", "gradient_clip", "alignment.weight"), 0),
     **dict.fromkeys(("augmentation.padding", "augmentation.crop", "warmup_epochs"), 0),
 }
 
@@ -97,6 +99,11 @@ def default_config() -> Config:
             "attack_steps": 8,
             "epochs": 70,
             "batch_size": 256,
+            # adam | radam; weight_decay: decoupled, as in AdamW, for arrays of two axes or more.
+            "optimizer": "adam",
+            "weight_decay": 0.0,
+            # The largest 2-norm of a gradient, which is scaled down to it; 0: none.
+            "gradient_clip": 0.0,
             "learning_rate": 5e-4,
             "milestones": (50, 60),
             "milestone_factor": 0.2,
@@ -105,6 +112,8 @@ def default_config() -> Config:
             # Natural training before the ramp; the ramp of the radius runs from its end to ramp_end.
             "natural_epochs": 1.0,
             "kappa_ramp_epochs": 0.0,
+            # The weight of the natural loss that stays after its ramp.
+            "kappa_final": 0.0,
             "ramp_end": 22.0,
             "regularizer": 0.5,
             "l1": 1e-5,
@@ -119,6 +128,10 @@ def default_config() -> Config:
             # every: step | epoch (as published: of whole epochs of both trainings).
             "projection": {"beta": 0.0, "start_epoch": -1.0, "every": "step"},
             "initialization": "ibp",
+            # Decay of the moving average of the parameters that replaces them at the end of the training; 0: none.
+            "average": 0.0,
+            # At the end of the training, the statistics of BatchNorm are computed anew, on all training images.
+            "population_statistics": False,
             # Of matrix products in training bounds: default | high | highest. Certification always uses highest.
             "precision": "default",
             # auto: jit on one device, else shard_map.
@@ -243,7 +256,10 @@ def _check_schedules(config: Config) -> None:
     profile = tuple(config.profile_steps)
     is_span = profile == () or (len(profile) == 2 and 0 <= profile[0] <= profile[1])
     _require(is_span, "profile_steps", profile, "(), or the first and the last step of a trace, such as (200, 299)")
-    _require(0 <= config.projection.beta <= 1, "projection.beta", config.projection.beta, "a share in [0, 1]")
+    for path in ("projection.beta", "kappa_final"):
+        value = functools.reduce(getattr, path.split("."), config)
+        _require(0 <= value <= 1, path, value, "a share in [0, 1]")
+    _require(0 <= config.average < 1, "average", config.average, "a decay in [0, 1)")
 
 
 def _check_loss(config: Config, name: str, loss: Config) -> None:
@@ -263,8 +279,8 @@ def _check_loss(config: Config, name: str, loss: Config) -> None:
         if field == "combination":
             known = objectives.COMBINATIONS
             _require(value in known, f"losses.{name}.combination", value, f"one of {', '.join(known)}")
-        if field == "fraction":
-            _require(0 <= value < math.inf, f"losses.{name}.fraction", value, "a multiple of the radius, at least 0")
+        if field in ("fraction", "attack_fraction"):
+            _require(0 <= value < math.inf, f"losses.{name}.{field}", value, "a multiple of the radius, at least 0")
     if kind == "lipschitz":
         _require(name == "l2", f"losses.{name}.kind", kind, "this loss for l2 only")
 
@@ -301,25 +317,33 @@ def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Reci
     starts_at_ramp_end = config.projection.start_epoch < 0
     start = ramp_end if starts_at_ramp_end else steps(config.projection.start_epoch)
     projects, by_epoch = config.projection.beta > 0, config.projection.every == "epoch"
-    adam = optax.scale_by_adam()
     rate = schedules.milestones(
         config.learning_rate, [steps(epoch) for epoch in config.milestones], config.milestone_factor
     )
     rate = schedules.warmup(rate, steps(config.warmup_epochs))
+    scaling = optimizers.scaling(config.optimizer, config.gradient_clip)
+    decay = optimizers.weight_decay(config.weight_decay)
     if projects and by_epoch:
-        optimizer = epoch_projection(adam, config.projection.beta, start, steps_per_epoch, rate)
+        scaling = optax.chain(scaling, decay)
+        optimizer = epoch_projection(scaling, config.projection.beta, start, steps_per_epoch, rate)
     else:
-        projected = gradient_projection(adam, config.projection.beta, start) if projects else adam
-        optimizer = optax.chain(optax.with_extra_args_support(projected), optax.scale_by_learning_rate(rate))
+        projected = gradient_projection(scaling, config.projection.beta, start) if projects else scaling
+        rate = optax.scale_by_learning_rate(rate)
+        optimizer = optax.chain(
+            optax.with_extra_args_support(projected), *([decay] if config.weight_decay else []), rate
+        )
     return Recipe(
         model=model,
         objective=_batch_objective(config),
         optimizer=optimizer,
         radius_scale=schedules.exponential_ramp(steps(config.natural_epochs), ramp_end),
-        natural_weight=schedules.natural_weight(steps(config.natural_epochs), steps(config.kappa_ramp_epochs)),
+        natural_weight=schedules.natural_weight(
+            steps(config.natural_epochs), steps(config.kappa_ramp_epochs), config.kappa_final
+        ),
         alignment=Alignment(config.alignment.weight, _alignment_pairs(config)) if config.alignment.weight else None,
         regularizer=config.regularizer,
         l1=config.l1,
+        average=config.average,
         projection_start=start if projects else None,
         natural_point=_natural_path if projects and by_epoch else _certified_path,
         augment=augmentation(**config.augmentation.to_dict()),
@@ -354,7 +378,10 @@ def _batch_objective(config: Config) -> multi_norm.BatchObjective:
 def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
     settings = {**_LOSS_FIELDS[loss.kind], **{field: value for field, value in loss.items() if field != "kind"}}
     # Training at another radius is all that a fraction does.
-    ball, eps, steps = ball_of(name), config.radii[name] * settings.pop("fraction", 1.0), config.attack_steps
+    fraction = settings.pop("fraction", 1.0)
+    ball, eps, steps = ball_of(name), config.radii[name] * fraction, config.attack_steps
+    if "attack_fraction" in settings:
+        settings["attack_eps"] = config.radii[name] * (settings.pop("attack_fraction") or fraction)
     makers: dict[str, Callable[..., objectives.Objective]] = {
         "natural": objectives.natural,
         "pgd": functools.partial(objectives.adversarial, ball, eps, steps=steps),

@@ -21,13 +21,14 @@ from cure_jax.models import Fitted
 from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
+from cure_jax.training.average import with_average
 from cure_jax.training.checkpoint_files import CheckpointError, saved_steps
 from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.config import Config, build_recipe, check
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.lock import Lock, hold
 from cure_jax.training.metrics import MetricWriter
-from cure_jax.training.network import check_network, classifier, initial_variables
+from cure_jax.training.network import check_network, classifier, initial_variables, population_statistics
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
@@ -41,7 +42,15 @@ Arrays = tuple[np.ndarray, np.ndarray]
 # Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
 _INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported", "profile_steps")
 # Fields of later versions that change nothing at these values: what was trained before they came can be resumed.
-_WITHOUT_EFFECT = {"warmup_epochs": 0.0}
+_WITHOUT_EFFECT = {
+    "warmup_epochs": 0.0,
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "gradient_clip": 0.0,
+    "kappa_final": 0.0,
+    "average": 0.0,
+    "population_statistics": False,
+}
 _VALIDATION_BATCH = 250
 
 
@@ -201,6 +210,7 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
         opt_state=recipe.optimizer.init(params),
         key=run_key,
         vectors=vectors,
+        average=params if recipe.average else None,
     )
 
 
@@ -293,7 +303,8 @@ class _Trainer:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
                     workdirs.write_config(self.workdir, self.config.to_dict())
                 history.append({"step": step, **record})
-                due = due or step == self.total
+                if step == self.total:
+                    state, due = self._finished(state), True
                 if due and self.validation is not None:
                     history[-1]["validation_accuracy"] = self._accuracy(state, self.validation)
                 self._record(state, history[-1], due or stop, files)
@@ -307,6 +318,17 @@ class _Trainer:
         shape = tuple(self.interface["example_shape"])
         config = self.config.copy_and_resolve_references()
         return Fitted(self.recipe.model, config, state.variables, shape, state, history)
+
+    def _finished(self, state: TrainState) -> TrainState:
+        """What is certified: the averaged parameters, if any, and the statistics of BatchNorm that belong to them."""
+        state = with_average(state)
+        if not (self.config.population_statistics and state.batch_stats):
+            return state
+        images, size = center_crop(self.data[0], self.config.augmentation.crop), self.config.batch_size
+        starts = range(0, len(images) - size + 1, size)
+        batches = (as_pixels(jnp.asarray(images[start : start + size])) for start in starts)
+        statistics = population_statistics(self.recipe.model, distributed.local(state.variables), batches)
+        return dataclasses.replace(state, batch_stats=statistics)
 
     def _profiler(self) -> contextlib.AbstractContextManager[Callable[[range], None]]:
         span = tuple(self.config.profile_steps)

@@ -12,7 +12,7 @@ flax makes of it. What another module makes of the images there is refused.
 import inspect
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -32,6 +32,7 @@ __all__ = [
     "classifier",
     "clean_statistics",
     "initial_variables",
+    "population_statistics",
     "running_statistics",
 ]
 
@@ -106,6 +107,32 @@ def running_statistics(running: Mapping[str, Any], clean: Statistics) -> dict[st
         moved = momentum * before + (1 - momentum) * jax.lax.stop_gradient(batch)
         old[path] = moved.astype(old[path].dtype)
     return unflatten_dict({**old, **_flat(clean.kept or {})})
+
+
+def population_statistics(
+    model: nn.Module, variables: Variables, batches: Iterable[Float[Array, "batch *x"]]
+) -> dict[str, Any]:
+    """The collection `batch_stats` with means over clean batches of one size instead of moving averages.
+
+    Args:
+      model: the module.
+      variables: parameters, and the collection whose averages are replaced.
+      batches: of the training set, in pixels of [0, 1].
+
+    References:
+      Wu and Johnson, `Rethinking "Batch" in BatchNorm <https://arxiv.org/abs/2105.07576>`_, 2021 (PreciseBN)
+    """
+
+    @jax.jit
+    def mean(means: dict[str, Any], images: jax.Array, count: jax.Array) -> dict[str, Any]:
+        clean = clean_statistics(model, variables, images)
+        share = jax.tree.map(lambda momentum: (count / (count + 1)).astype(momentum.dtype), clean.momentum)
+        return running_statistics(means, Statistics(clean.batch, share))
+
+    means: dict[str, Any] = dict(variables["batch_stats"])
+    for count, images in enumerate(batches):
+        means = mean(means, images, jnp.asarray(count, jnp.float32))
+    return means
 
 
 def check_network(model: nn.Module, images: jax.ShapeDtypeStruct) -> int:

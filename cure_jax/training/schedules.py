@@ -69,21 +69,22 @@ def exponential_ramp(start_step: int, end_step: int) -> optax.Schedule:
     return schedule
 
 
-def natural_weight(end_step: int, ramp_steps: int = 0) -> optax.Schedule:
+def natural_weight(end_step: int, ramp_steps: int = 0, final: float = 0.0) -> optax.Schedule:
     r"""Weight :math:`\kappa` of the natural loss during the warm-up of certified training.
 
     The training loss is :math:`(1 - \kappa) \, L_\mathrm{certified} + \kappa \, L_\mathrm{natural}`. The weight is 1
-    before `end_step` and 0 from there on, or from there on falls along a straight line to 0.
+    before `end_step` and `final` from there on, or from there on falls along a straight line to `final`.
 
     Args:
       end_step: The first step after the natural warm-up; 0 for none.
-      ramp_steps: The number of steps after `end_step` in which the weight falls from 1 to 0; 0 for a jump.
+      ramp_steps: The number of steps after `end_step` in which the weight falls; 0 for a jump.
+      final: The weight that stays, in [0, 1].
 
     Returns:
       A function of the step whose values are scalars in [0, 1].
 
     Raises:
-      ValueError: If a number of steps is negative.
+      ValueError: If a number of steps is negative, or the final weight outside of [0, 1].
 
     Examples:
       >>> weight = natural_weight(10, ramp_steps=4)
@@ -100,10 +101,13 @@ def natural_weight(end_step: int, ramp_steps: int = 0) -> optax.Schedule:
             "expected. Pass 0 for no warm-up or no ramp."
         )
 
+    if not 0 <= final <= 1:
+        raise ValueError(f"natural_weight got final={final}; a weight in [0, 1] was expected. Pass 0 for none.")
+
     def schedule(step: ArrayLike) -> Scalar:
         passed = jnp.asarray(step) - end_step
-        ramp = jnp.clip(1 - passed.astype(float) / max(ramp_steps, 1), 0, 1)
-        return jnp.where(passed >= ramp_steps, 0, jnp.where(passed < 0, 1, ramp))
+        ramp = jnp.clip(1 - (1 - final) * passed.astype(float) / max(ramp_steps, 1), final, 1)
+        return jnp.where(passed >= ramp_steps, final, jnp.where(passed < 0, 1, ramp))
 
     return schedule
 

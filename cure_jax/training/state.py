@@ -22,6 +22,7 @@ class TrainState:
       opt_state: the state of the optimiser.
       key: of the run; never changes, every draw folds in the step and the global index of the example.
       vectors: of the power iterations that estimate spectral norms; empty if no objective needs them.
+      average: the moving average of the parameters, which takes their place after the last step; None without.
     """
 
     step: Int[Array, ""]
@@ -30,6 +31,7 @@ class TrainState:
     opt_state: optax.OptState
     key: Key[Array, ""]
     vectors: tuple[Array, ...]
+    average: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:

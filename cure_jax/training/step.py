@@ -17,6 +17,7 @@ import optax
 from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import estimated_norms, pairwise_lipschitz
 from cure_jax.numerics import norm, pmean
+from cure_jax.training.average import averaged
 from cure_jax.training.multi_norm import BatchObjective, Outcome, alignment, cross_entropy
 from cure_jax.training.network import Statistics, classifier, clean_statistics, running_statistics
 from cure_jax.training.objectives import Network
@@ -52,6 +53,7 @@ class Recipe:
       alignment: bound alignment, or None.
       regularizer: weight of the warm-up regulariser at the start of the ramp.
       l1: weight of the l1 norm of the parameters.
+      average: decay of their moving average; 0 for none.
       projection_start: first step of gradient projection, or None.
       natural_point: `(opt_state, params) -> params`, where natural gradients are taken.
       augment: `(key, image) -> image` for one example, or None.
@@ -67,6 +69,7 @@ class Recipe:
     alignment: Alignment | None = None
     regularizer: float = 0.0
     l1: float = 0.0
+    average: float = 0.0
     projection_start: int | None = None
     natural_point: Callable[[Any, Any], Any] = lambda opt_state, params: params
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
@@ -118,13 +121,15 @@ def train_step(
             state.step >= recipe.projection_start, lambda: pmean(natural_gradients(point), axis_name)
         )
     updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params, **extra)
+    params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=running_statistics(state.batch_stats, clean),
         opt_state=opt_state,
         key=state.key,
         vectors=vectors,
+        average=averaged(state.average, params, recipe.average, state.step),
     )
     return new_state, metrics | {"gradient_norm": optax.tree.norm(gradients)}
 

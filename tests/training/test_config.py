@@ -5,16 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
 from cure_jax import configs, models
 from cure_jax.configs.methods import METHODS
-from cure_jax.training import fit
+from cure_jax.training import fit, objectives
 from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
 from cure_jax.training.loop import initial_state
 from cure_jax.training.objectives import Network
@@ -94,6 +96,10 @@ def test_the_default_config_is_right() -> None:
         ({"milestones": (0, 50)}, r"config\.milestones is \(0, 50\)"),
         ({"projection.beta": 1.5}, r"config\.projection\.beta is 1\.5; expected a share in \[0, 1\]"),
         ({"projection.beta": _NAN}, r"config\.projection\.beta is nan"),
+        ({"kappa_final": 2.0}, r"config\.kappa_final is 2\.0; expected a share in \[0, 1\]"),
+        ({"average": 1.0}, r"config\.average is 1\.0; expected a decay in \[0, 1\)"),
+        ({"optimizer": "sgd"}, r"config\.optimizer is 'sgd'; expected one of adam, radam"),
+        ({"losses.linf.attack_fraction": -1.0}, r"config\.losses\.linf\.attack_fraction is -1\.0"),
         *[
             ({field: 0}, rf"config\.{field} is 0; expected a finite number, at least 1")
             for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps")
@@ -107,6 +113,8 @@ def test_the_default_config_is_right() -> None:
                 "kappa_ramp_epochs",
                 "regularizer",
                 "l1",
+                "weight_decay",
+                "gradient_clip",
             )
             for value in (-1.0, _NAN, math.inf)
         ],
@@ -310,3 +318,45 @@ def test_a_fraction_trains_at_another_radius(kind: str) -> None:
     plain = logits()
     np.testing.assert_allclose(logits(**{"radii.l2": 0.2, "losses.l2.fraction": 0.5}), plain, rtol=1e-5)
     assert np.max(np.abs(logits(**{"losses.l2.fraction": 0.5}) - plain)) > 1e-3
+
+
+def test_the_attack_has_a_fraction_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+
+    def small_box(ball: Callable, eps: float, **settings: Any) -> objectives.Objective:
+        made.update(settings, eps=eps)
+        return objectives.natural()
+
+    monkeypatch.setattr(objectives, "small_box", small_box)
+    for fields, expected in (
+        ({"fraction": 1.5}, (0.15, 0.15)),
+        ({"fraction": 1.5, "attack_fraction": 2.0}, (0.15, 0.2)),
+    ):
+        build_recipe(_config({"losses.linf": {**_SMALL, **fields}}), tiny.TinyMLP(), 1)
+        np.testing.assert_allclose((made["eps"], made["attack_eps"]), expected)
+
+
+@pytest.mark.parametrize("every", ["none", "step", "epoch"])
+def test_the_optimizer_is_that_of_optax(every: str) -> None:
+    """RAdam behind clipped gradients, with decoupled weight decay of kernels, however gradients are projected."""
+    fields = {"optimizer": "radam", "gradient_clip": 0.5, "weight_decay": 0.1, "learning_rate": 0.2}
+    projection = {} if every == "none" else {"projection.beta": 0.5, "projection.every": every}
+    recipe = build_recipe(tiny.config(**{**fields, **projection}, milestones=()), tiny.TinyMLP(), 4)
+    reference = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.scale_by_radam(),
+        optax.masked(optax.add_decayed_weights(0.1), {"kernel": True, "bias": False}),
+        optax.scale_by_learning_rate(0.2),
+    )
+    params = expected = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    states = [recipe.optimizer.init(params), reference.init(params)]
+    for step in range(8):
+        gradients = jax.tree.map(
+            lambda leaf, step=step: (step - 2.5) * leaf, {"kernel": jnp.eye(2), "bias": jnp.ones(2)}
+        )
+        extra = {} if every == "none" else {"natural": gradients}
+        with jax.numpy_dtype_promotion("standard"):
+            updates, states[0] = recipe.optimizer.update(gradients, states[0], params, **extra)
+            other, states[1] = reference.update(gradients, states[1], expected)
+        params, expected = optax.apply_updates(params, updates), optax.apply_updates(expected, other)
+    chex.assert_trees_all_close(params, expected, rtol=1e-5)

@@ -13,8 +13,9 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError, fit, loop, restore
+from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError, fit, load, loop, restore
 from cure_jax.training.metrics import read_metrics
+from cure_jax.training.network import clean_statistics
 from cure_jax.training.parallel import compile_steps
 from cure_jax.training.state import TrainState
 from tests.training import tiny
@@ -326,6 +327,21 @@ def test_batch_norm_without_a_device_axis_trains_on_one_device_and_is_refused_on
     means = fitted.variables["batch_stats"]["BatchNorm_0"]["mean"]
     assert np.all(means != 0)
     assert fitted.classifier(jnp.asarray(_DATA[0][0])).shape == (3,)
+
+
+def test_what_is_certified_is_the_average_with_the_statistics_of_all_images(tmp_path: Path) -> None:
+    """Also after a run that was finished is read again."""
+    model, fields = tiny.TinyConvNet(), {"average": 0.5, "population_statistics": True}
+    fitted = fit(model, _DATA, _quick(**fields), tmp_path)
+    last = fit(model, _DATA, _quick())
+    chex.assert_trees_all_equal(fitted.variables["params"], fitted.state.average)
+    kernels = (fitted.variables["params"]["Dense_0"]["kernel"], last.variables["params"]["Dense_0"]["kernel"])
+    assert np.max(np.abs(kernels[0] - kernels[1])) > 1e-4
+    variables, images = fitted.variables, jnp.asarray(_DATA[0])
+    halves = [clean_statistics(model, variables, images[start : start + 16]).batch for start in (0, 16)]
+    means = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    chex.assert_trees_all_close(dict(variables["batch_stats"]), means, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_equal(load(tmp_path, model).variables, variables)
 
 
 def test_fine_tuning_starts_from_the_network_of_another_run(finished: tuple[Path, loop.Fitted]) -> None:

@@ -301,6 +301,30 @@ def test_expressive_losses_lie_between_attack_and_bound(combination: str) -> Non
         np.testing.assert_allclose(between, attacked**0.7 * bounded**0.3, rtol=1e-4)
 
 
+def test_attacks_may_reach_further_than_what_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides of MTL-IBP, and the box around what is found, by hand."""
+    ball, f, label = _ball(np.inf, None), _wide(), jnp.int32(2)
+    asked: list[float] = []
+
+    def attack(network: Callable, x: jax.Array, label: jax.Array, region: LpBall, **options: Any) -> jax.Array:
+        asked.append(float(region.radius[0]))
+        return x + region.radius
+
+    monkeypatch.setattr(objectives.attacks, "pgd", attack)
+    objective = objectives.expressive(ball, 0.1, alpha=0.5, attack_eps=0.25)
+    worst = objective(_network(f), _X, label, _ONE, _KEY)
+    sides = objectives.cross_entropy(f(_X + 0.25), label), objectives.cross_entropy(worst.logits, label)
+    np.testing.assert_allclose(worst.loss, 0.5 * sides[0] + 0.5 * sides[1], rtol=1e-4)
+    np.testing.assert_allclose(worst.logits, _worst(objectives.dual_norm(ball, 0.1), f, _X, 2), rtol=1e-4)
+
+    objective = objectives.small_box(ball, 0.1, ratio=0.5, attack_eps=0.25)
+    layers = objective(_network(random_mlp(0, (4, 3, 2))), _X, jnp.int32(0), _ONE, _KEY).layers
+    # Of half-width 0.05, shifted into the box of the attack.
+    np.testing.assert_allclose(layers.first.upper, _X + 0.25, rtol=1e-5)
+    np.testing.assert_allclose(layers.first.lower, _X + 0.15, rtol=1e-5)
+    np.testing.assert_allclose(asked, [0.25, 0.25], rtol=1e-6)
+
+
 def test_an_unknown_combination_is_refused() -> None:
     with pytest.raises(ValueError, match="cc, mtl, exp"):
         objectives.expressive(_ball(np.inf), 0.1, combination="sum")

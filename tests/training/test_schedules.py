@@ -40,6 +40,9 @@ def test_natural_weight_is_a_jump_or_a_line() -> None:
     assert [float(natural_weight(3)(step)) for step in (0, 2, 3, 4)] == [1.0, 1.0, 0.0, 0.0]
     assert [float(natural_weight(2, ramp_steps=4)(step)) for step in range(8)] == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
     assert float(natural_weight(0)(0)) == 0.0
+    kept = natural_weight(2, ramp_steps=4, final=0.2)
+    np.testing.assert_allclose([float(kept(step)) for step in range(8)], [1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2], rtol=1e-6)
+    assert float(natural_weight(2, final=0.2)(2)) == pytest.approx(0.2)
 
 
 def test_milestones_multiply_the_rate() -> None:
@@ -67,6 +70,8 @@ def test_impossible_schedules_are_refused() -> None:
         exponential_ramp(2, 1)
     with pytest.raises(ValueError, match="ramp_steps=-1"):
         natural_weight(2, -1)
+    with pytest.raises(ValueError, match=r"final=1\.5"):
+        natural_weight(2, final=1.5)
     with pytest.raises(ValueError, match="increasing"):
         milestones(0.1, [5, 5])
 

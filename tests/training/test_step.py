@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from cure_jax.training.average import averaged
 from cure_jax.training.config import build_recipe
 from cure_jax.training.gradient_projection import gradient_projection
 from cure_jax.training.loop import initial_state
@@ -161,3 +162,16 @@ def test_attacks_look_at_the_running_averages_and_bounds_at_the_clean_batch() ->
     np.testing.assert_allclose(seen["certified"], clean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen["attacked"], _CONV.apply(state.variables, _IMAGES), rtol=1e-4, atol=1e-5)
     assert np.max(np.abs(seen["certified"] - seen["attacked"])) > 0.1
+
+
+def test_the_average_forgets_its_beginning_and_follows_slowly() -> None:
+    recipe = _simple(average=0.6)
+    state = dataclasses.replace(_state(recipe, step=3), average=tiny.variables(_CONV, seed=5)["params"])
+    after, _ = _step(recipe, state)
+    weight = 3 / 13
+    expected = jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, state.average, after.params)
+    chex.assert_trees_all_close(after.average, expected, rtol=1e-5)
+    old, new = {"kernel": jnp.zeros(2)}, {"kernel": jnp.ones(2)}
+    first, late = (averaged(old, new, 0.6, jnp.int32(step))["kernel"] for step in (0, 1000))
+    np.testing.assert_allclose([*first, *late], [1, 1, 0.4, 0.4], rtol=1e-5)
+    assert averaged(None, new, 0.0, jnp.int32(0)) is None
