@@ -16,6 +16,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "conv_small": ConvNet,
     "conv_medium": functools.partial(ConvNet, dense=(1000,)),
+    "conv_deep": functools.partial(ConvNet, convs=((32, 3, 2), (64, 3, 2), (64, 3, 1)), dense=(256,)),
     "cnn5": CNN5,
     "cnn7": CNN7,
     "cnn7_narrow": CNN7_narrow,
