@@ -15,6 +15,7 @@ SMALL = {
     "mlp": {"features": (16, 8)},
     "conv_small": {},
     "conv_medium": {},
+    "conv_deep": {},
     "cnn5": {"width": 4, "dense": 8},
     "cnn7": {"width": 4, "dense": 8},
     "cnn7_narrow": {"width": 4, "dense": 8},
@@ -123,6 +124,11 @@ def test_cnn7_halves_the_image_at_the_third_convolution():
         ("conv_small", {}, _convolution(4, 1, 16) + _convolution(4, 16, 32) + 1569 * 100 + 1010),
         ("conv_small", {"padding": 0}, _convolution(4, 1, 16) + _convolution(4, 16, 32) + 801 * 100 + 1010),
         ("conv_medium", {}, _convolution(4, 1, 16) + _convolution(4, 16, 32) + 1569 * 1000 + 10_010),
+        (
+            "conv_deep",
+            {},
+            _convolution(3, 1, 32) + _convolution(3, 32, 64) + _convolution(3, 64, 64) + 3137 * 256 + 2570,
+        ),
         ("mlp", {}, 785 * 128 + 129 * 128 + 1290),
     ],
 )

@@ -22,6 +22,7 @@ PRIMITIVES = {
     "mlp": MLP,
     "conv_small": CONV,
     "conv_medium": CONV,
+    "conv_deep": CONV,
     "cnn5": BATCH_NORM,
     "cnn7": BATCH_NORM,
     "cnn7_narrow": BATCH_NORM,
