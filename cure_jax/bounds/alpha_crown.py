@@ -1,22 +1,20 @@
 """alpha-CROWN: linear bounds whose free slopes are optimised.
 
 Every relaxation has a free parameter alpha in [0, 1] (for ReLU the slope of the lower line), and any value is sound;
-CROWN takes the one of least area. Here gradient ascent chooses: alpha is free for each objective, i.e. for every margin
-and for the lower and the upper bound of every neuron inside, whose bounds the relaxations of later layers depend on.
-All of them are optimised together for the sum of the final bounds; then the slopes of the output once more, on the best
-bounds that each neuron had. Where that would take too much memory, the neurons of a layer share their slopes, and only
-those whose relaxation can become tighter are bounded anew.
+CROWN takes the one of least area. Here gradient ascent chooses, for each bound its own: layer by layer for both sides
+of every neuron whose relaxation can still become tighter, on the boxes that the layers before it have by then; at last
+for the output. A neuron of a convolutional layer has slopes in the window that it sees, and none elsewhere.
 
-Each step gives valid bounds, so the best of all steps is kept for every entry, outside of the objective. Neither the
-bounds of the forward pass nor CROWN's are intersected inside of it: where they win, the gradient would be cut.
+The published method ascends on the bounds of the output alone, through the bounds of all layers at once. Tighter boxes
+never make the best bound of a later layer looser, so what is best for every neuron by itself is best for the output
+too; and each of these problems is small, needs no other one's slopes in memory, and ends when nothing moves any more.
 
 Source: Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively Parallel Incomplete
 Verifiers", ICLR 2021, Lemma 2.1 and Section 3.2.
 """
 
-import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -27,32 +25,41 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds.crown import Intermediate, check_intermediate, relaxed
 from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.coefficients import Coefficients
+from cure_jax.bounds.folding.free_lines import FreeLines, free_lines
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
-__all__ = ["alpha_crown", "has_free_slopes", "optimized_layers", "optimized_output"]
+__all__ = ["Ascent", "alpha_crown", "has_free_slopes", "optimized_layers", "optimized_output"]
 
-_log = logging.getLogger(__name__)
+_LEARNING_RATE, _DECAY = 0.3, 0.95
+# So many steps in a row must gain little before an ascent ends.
+_PATIENCE = 4
 
-# Free slopes of neurons inside the network, for one example; each takes about six numbers of memory while it is
-# optimised. The neurons of the layers that do not fit in share them.
-_MAX_INNER_SLOPES = 2**22
-_LEARNING_RATE, _DECAY = 0.2, 0.98
 
-# By objective node and relaxed equation (indices of nodes): [lower and upper, neurons, *output], values in [0, 1]; one
-# neuron in the place of all where they share theirs.
-Slopes = dict[int, dict[int, jax.Array]]
-# By objective node: [lower and upper, neurons].
-Values = dict[int, jax.Array]
+class Ascent(NamedTuple):
+    """How long slopes are optimised.
+
+    Attributes:
+      steps: of Adam, at most.
+      tolerance: as for `alpha_crown`.
+    """
+
+    steps: int
+    tolerance: float = 0.005
+
+
+# By index of the output node of each equation with free lines: of one objective, `[*output]` or its window.
+Alphas = Mapping[int, jax.Array]
 
 
 def alpha_crown(
     f: Callable[[jax.Array], jax.Array],
-    steps: int = 40,
+    steps: int = 20,
     intermediate: Intermediate = "optimized",
     *,
-    share: bool = True,
+    tolerance: float = 0.005,
     lower_only: bool = False,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Callable[[Region], Interval]:
@@ -60,19 +67,18 @@ def alpha_crown(
 
     Args:
       f: `[*x] -> [*output]`, traceable by JAX, built from `cure_jax.rules.supported()`.
-      steps: of Adam, with a learning rate of 0.2 that decays by 0.98 a step.
+      steps: of Adam for each bound, at most; with a learning rate of 0.3 that decays by 0.95 a step.
       intermediate: "optimized" (bounds of neurons inside the network are optimised too), "crown" or "ibp" (they are
         those of CROWN or of interval arithmetic, and only the slopes of each output are free), or bounds from
         `intermediate_bounds`.
-      share: what becomes of "optimized" where neurons inside would have more than 4 million slopes for one example.
-        True: the neurons of a layer beyond that share one set of slopes for their lower and one for their upper bounds.
-        False: all intermediate bounds are CROWN's, in a small part of the time (on a network for MNIST with 4804 ReLUs
-        0.1 instead of 2 seconds an image; the mean margin in l_2 0.75 was 0.1 instead of 3.0). The log says which.
-      lower_only: whether only lower bounds are optimised, in half of the time; the upper ones are then CROWN's.
+      tolerance: the ascent of a bound ends early when four steps in a row gained less than this share of what was
+        gained before; negative: never.
+      lower_only: whether only lower bounds of the output are optimised; the upper ones are then CROWN's.
       precision: of matrix products and convolutions; keep the default for certificates.
 
     Returns:
-      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped.
+      A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped. Its derivative is
+      that at the slopes that were found.
 
     Raises:
       ValueError: for an unknown `intermediate`, or less than one step.
@@ -97,51 +103,47 @@ def alpha_crown(
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
         start = relaxed(graph, region, "crown" if intermediate == "optimized" else intermediate)
         plain = linear.concretized_output(graph, region, start.relaxations, start.intervals)
-        if not isinstance(graph.output, Node) or not has_free_slopes(graph):
+        if not has_free_slopes(graph):
             return plain
-        sides = 1 if lower_only else 2
-        intervals = start.intervals
+        intervals, ascent = start.intervals, Ascent(steps, tolerance)
         if intermediate == "optimized":
-            intervals, found = optimized_layers(graph, region, intervals, steps, sides=sides, share=share)
-            plain = plain if found is None else plain.intersect(found)
-        return plain.intersect(optimized_output(graph, region, intervals, steps, lower_only=lower_only))
+            intervals = optimized_layers(graph, region, intervals, ascent)
+        return plain.intersect(optimized_output(graph, region, intervals, ascent, lower_only=lower_only))
 
     return bounds
 
 
 def optimized_layers(
-    graph: Graph, region: Region, intervals: Mapping[int, Interval], steps: int, *, sides: int, share: bool
-) -> tuple[dict[int, Interval], Interval | None]:
-    """Bounds of neurons inside by slopes of their own, optimised for the sum of the bounds of the output.
+    graph: Graph, region: Region, intervals: Mapping[int, Interval], ascent: Ascent
+) -> dict[int, Interval]:
+    """Bounds of neurons inside, each by slopes of its own.
 
     Args:
-      graph: the network; its output is a node.
+      graph: the network.
       region: the set of inputs.
       intervals: of every node, CROWN's.
-      steps: of Adam.
-      sides: of the output: 1, its lower bounds count, or 2, upper ones too.
-      share: as for `alpha_crown`.
+      ascent: how long.
 
     Returns:
-      The intervals, intersected with what was found; and bounds of the output, if anything was optimised.
+      The intervals of every node, those of operands of nonlinear equations intersected with what was found.
     """
-    assert isinstance(graph.output, Node)
-    inner, intervals = _inner_objectives(graph), dict(intervals)
-    over = _over_budget(graph, inner, share)
-    if not inner or (over and not share):
-        return intervals, None
-    shared = {node.index: _undecided(graph, node, intervals) for node in over}
-    best = _optimize(_Problem(graph, region, intervals, (*inner, graph.output), sides, shared), steps)
-    for node in inner:
-        intervals[node.index] = intervals[node.index].intersect(_interval(best[node.index], node))
-    return intervals, _interval(best[graph.output.index], graph.output)
+    problem = _Problem(graph, region, dict(intervals), {}, ascent)
+    done: set[int] = set()
+    for equation in graph.equations:
+        if not isinstance(rules.lookup(equation), rules.Nonlinear):
+            continue
+        for node in equation.bounded:
+            if node.index not in done and _free(graph, node):
+                problem.intervals[node.index] = _tightened(problem, node)
+            done.add(node.index)
+    return problem.intervals
 
 
 def optimized_output(
     graph: Graph,
     region: Region | ActivatedBall,
     intervals: Mapping[int, Interval],
-    steps: int,
+    ascent: Ascent,
     *,
     lower_only: bool,
     kept: Mapping[int, AtVertices] | None = None,
@@ -152,43 +154,145 @@ def optimized_output(
       graph: the network; its output is a node, and some equation before it has free slopes.
       region: the set of inputs.
       intervals: of the operands of nonlinear equations, by node.
-      steps: of Adam.
+      ascent: how long.
       lower_only: whether the upper bounds are infinite.
       kept: relaxations of which only the lower line is free, by index of the output node.
     """
-    assert isinstance(graph.output, Node)
-    problem = _Problem(graph, region, intervals, (graph.output,), 1 if lower_only else 2, {}, kept or {})
-    return _interval(_optimize(problem, steps)[graph.output.index], graph.output)
+    target = graph.output
+    assert isinstance(target, Node)
+    one = jnp.ones(target.shape, target.dtype)
+    signs = one[None] if lower_only else jnp.stack([one, -one])
+    problem = _Problem(graph, region, dict(intervals), kept or {}, ascent)
+    lower, *upper = _least(problem, target, signs, None)
+    return Interval(lower, -upper[0] if upper else jnp.full_like(lower, jnp.inf))
 
 
 class _Problem(NamedTuple):
-    """What does not change while slopes do.
+    """What slopes are chosen for.
 
     Attributes:
-      intervals: of the operands of nonlinear equations, by node; those of objectives are replaced by what slopes give.
-      objectives: nodes whose bounds have slopes of their own, in order of execution; the output last.
-      sides: of the output that are wanted: 1, lower bounds, or 2, upper ones too.
-      shared: of the objectives whose entries share their slopes, by node, `[*node]`: which entries are bounded at all.
+      intervals: of the operands of nonlinear equations, by node; those of later layers may still be wide.
       kept: relaxations of which only the lower line is free, by index of the output node.
+      ascent: how long.
     """
 
     graph: Graph
     region: Region | ActivatedBall
-    intervals: Mapping[int, Interval]
-    objectives: tuple[Node, ...]
-    sides: int
-    shared: Mapping[int, jax.Array]
-    kept: Mapping[int, AtVertices] = {}
+    intervals: dict[int, Interval]
+    kept: Mapping[int, AtVertices]
+    ascent: Ascent
 
-    def rows(self, objective: Node) -> tuple[int, int]:
-        """How many objectives a node is: its sides times its entries."""
-        return (self.sides if objective is self.objectives[-1] else 2, math.prod(objective.shape))
+    def relaxations(self, target: Node) -> dict[int, rules.Relaxation | FreeLines]:
+        """Of the nonlinear equations before a node, by index of the output node."""
+        found: dict[int, rules.Relaxation | FreeLines] = {}
+        for equation in _relaxed_before(self.graph, target):
+            index, operands = equation.output.index, [self.intervals[node.index] for node in equation.bounded]
+            kept = self.kept.get(index)
+            replaced = None if kept is None else lambda lines, kept=kept: kept.with_lower(lines.lower)
+            lines = free_lines(equation, operands, replaced)
+            if lines is None:
+                relaxation = _rule(equation).relax(equation, operands, None)
+                found[index] = relaxation if replaced is None else replaced(relaxation)
+            else:
+                found[index] = lines
+        return found
 
 
-def _interval(values: jax.Array, node: Node) -> Interval:
-    """From lower bounds of the entries and, if there are any, of minus the entries."""
-    upper = -values[1] if len(values) == 2 else jnp.full_like(values[0], jnp.inf)
-    return Interval(values[0].reshape(node.shape), upper.reshape(node.shape))
+def _tightened(problem: _Problem, node: Node) -> Interval:
+    """Tighter bounds of the entries for which they make a relaxation tighter.
+
+    First the ends nearer to 0: they decide most of the neurons, and the other ends of those are not needed.
+    """
+    known = problem.intervals[node.index]
+    nearer = known.lower + known.upper < 0
+
+    def tightened(interval: Interval, other: jax.Array) -> tuple[Interval, None]:
+        above = nearer ^ other
+        selected = _undecided(problem.graph, node, problem.intervals | {node.index: interval})
+        least = _least(problem, node, jnp.where(above, -1, 1).astype(node.dtype), selected)
+        found = Interval(jnp.where(above, -jnp.inf, least), jnp.where(above, -least, jnp.inf))
+        return interval.intersect(found.without_overflow()), None
+
+    # A loop, so that both are one program.
+    return jax.lax.scan(tightened, known, jnp.array([False, True]))[0]
+
+
+def _least(problem: _Problem, target: Node, signs: jax.Array, selected: jax.Array | None) -> jax.Array:
+    """Lower bounds of `signs * target`, `[..., *target]`; -inf where not selected."""
+    relaxations = problem.relaxations(target)
+
+    def bound(objective: Coefficients, alphas: Alphas | None) -> tuple[jax.Array, linear.LinearBound]:
+        found = linear.backsubstitute(problem.graph, target, objective, relaxations, alphas=alphas)
+        return linear.concretize(found, problem.graph, problem.region, {}), found
+
+    def least(objective: Coefficients) -> tuple[jax.Array, int]:
+        start = bound(objective, None)[1]
+        # While they are optimised: alphas, their gradients, and four times as many numbers of the optimiser.
+        widest = max(linear.breadth(start, problem.region), 6 * sum(alpha.size for alpha in start.alphas.values()))
+        alphas = _ascended(lambda alphas: bound(objective, alphas)[0], start.alphas, problem.ascent)
+        return bound(objective, alphas)[0], widest
+
+    return linear.least_of_each(problem.graph, target, least, signs, selected)
+
+
+class _Stage(NamedTuple):
+    """Where the ascent of one objective stands: the best alphas so far, and how many steps since it gained much."""
+
+    step: jax.Array
+    alphas: Alphas
+    adam: optax.OptState
+    best: Alphas
+    first: jax.Array
+    value: jax.Array
+    idle: jax.Array
+
+
+def _ascended(value: Callable[[Alphas], jax.Array], start: Alphas, ascent: Ascent) -> Alphas:
+    """The best alphas that projected gradient ascent meets; they are constants to derivatives."""
+
+    def ascend(start: Alphas) -> Alphas:
+        adam = optax.scale_by_adam()
+
+        def step(at: _Stage) -> _Stage:
+            now, gradients = jax.value_and_grad(value)(at.alphas)
+            updates, state = adam.update(gradients, at.adam)
+            rate = _LEARNING_RATE * _DECAY ** at.step.astype(now.dtype)
+            moved = jax.tree.map(lambda alpha, update: jnp.clip(alpha + rate * update, 0, 1), at.alphas, updates)
+            better = now > at.value
+            best = jax.tree.map(lambda new, old: jnp.where(better, new, old), at.alphas, at.best)
+            # At the first step the value is that of the start.
+            first = jnp.where(at.step == 0, now, at.first)
+            much = (now - at.value > ascent.tolerance * (at.value - first)) | (at.step == 0)
+            return _Stage(
+                at.step + 1,
+                moved,
+                state,
+                best,
+                first,
+                jnp.where(better, now, at.value),
+                jnp.where(much, 0, at.idle + 1),
+            )
+
+        lowest = jnp.full_like(jax.eval_shape(value, start), -jnp.inf)
+        zero = jnp.zeros((), jnp.int32)
+        initial = _Stage(zero, start, adam.init(start), start, lowest, lowest, zero)
+        # One step more than moves: the last one looks at where they led.
+        return jax.lax.while_loop(lambda at: (at.step <= ascent.steps) & (at.idle < _PATIENCE), step, initial).best
+
+    pure, constants = jax.closure_convert(ascend, start)
+    return _constant(pure, start, constants)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _constant(pure: Callable[..., Alphas], start: Alphas, constants: list[jax.Array]) -> Alphas:
+    return pure(start, *constants)
+
+
+@_constant.defjvp
+def _constant_jvp(pure: Callable[..., Alphas], primals: tuple, tangents: tuple) -> tuple[Alphas, Alphas]:
+    del tangents
+    found = _constant(pure, *primals)
+    return found, jax.tree.map(jnp.zeros_like, found)
 
 
 def _relaxed_before(graph: Graph, target: Node) -> tuple[Equation, ...]:
@@ -218,32 +322,6 @@ def _rule(equation: Equation) -> rules.Nonlinear:
     return rule
 
 
-def _inner_objectives(graph: Graph) -> tuple[Node, ...]:
-    """The operands of nonlinear equations that have free slopes before them, in order of execution."""
-    nodes: dict[int, Node] = {}
-    for equation in graph.equations:
-        if isinstance(rules.lookup(equation), rules.Nonlinear):
-            nodes.update({node.index: node for node in equation.bounded if _free(graph, node)})
-    return tuple(nodes.values())
-
-
-def _over_budget(graph: Graph, nodes: Sequence[Node], share: bool) -> list[Node]:
-    """Those of the nodes whose entries cannot all have slopes of their own: the ones with the most slopes."""
-    count = {
-        node.index: 2 * math.prod(node.shape) * sum(math.prod(e.output.shape) for e in _free(graph, node))
-        for node in nodes
-    }
-    over, total = [], 0
-    for node in sorted(nodes, key=lambda node: count[node.index]):
-        total += count[node.index]
-        if total > _MAX_INNER_SLOPES:
-            over.append(node)
-    if over:
-        done = f"those of {len(over)} layers share theirs" if share else "inner bounds are CROWN's"
-        _log.info("alpha_crown: %d slopes of inner neurons are more than %d; %s", total, _MAX_INNER_SLOPES, done)
-    return over
-
-
 def _undecided(graph: Graph, node: Node, intervals: Mapping[int, Interval]) -> jax.Array:
     """The entries of a node for which tighter bounds would make a relaxation tighter, `[*node]`."""
     selected = jnp.zeros(node.shape, bool)
@@ -255,108 +333,3 @@ def _undecided(graph: Graph, node: Node, intervals: Mapping[int, Interval]) -> j
             for operand, mask in zip(equation.bounded, masks, strict=True):
                 selected = selected | mask if operand.index == node.index else selected
     return selected
-
-
-def _start(problem: _Problem) -> Slopes:
-    """The slopes of CROWN, for every objective."""
-    slopes: Slopes = {}
-    for objective in problem.objectives:
-        slopes[objective.index] = {}
-        for equation in _free(problem.graph, objective):
-            choose = _rule(equation).start
-            assert choose is not None
-            alpha = choose(equation, [problem.intervals[node.index] for node in equation.bounded])
-            sides, size = problem.rows(objective)
-            shape = (sides, 1 if objective.index in problem.shared else size, *alpha.shape)
-            slopes[objective.index][equation.output.index] = jnp.broadcast_to(alpha, shape)
-    return slopes
-
-
-def _evaluate(problem: _Problem, slopes: Slopes) -> Values:
-    """Lower bounds of `sign * entry` of every objective."""
-    intervals, values = dict(problem.intervals), {}
-    for node in problem.objectives:
-        least = _least_shared if node.index in problem.shared else _least
-        values[node.index] = least(problem, node, slopes[node.index], intervals)
-        intervals[node.index] = _interval(values[node.index], node)
-    return values
-
-
-def _least(
-    problem: _Problem, target: Node, slopes: dict[int, jax.Array], intervals: Mapping[int, Interval]
-) -> jax.Array:
-    """Lower bounds of `sign * entry` of a node, `[sides, entries]`, each with slopes of its own."""
-    equations = _relaxed_before(problem.graph, target)
-    # Without free slopes one relaxation serves all objectives.
-    common = _relax(problem, [e for e in equations if e.output.index not in slopes], intervals, {})
-    free = [e for e in equations if e.output.index in slopes]
-    sides, size = problem.rows(target)
-
-    @jax.checkpoint
-    def least(sign: jax.Array, index: jax.Array, alphas: dict[int, jax.Array]) -> jax.Array:
-        row = sign * jax.nn.one_hot(index, size, dtype=target.dtype).reshape(target.shape)
-        bound = linear.backsubstitute(problem.graph, target, row, common | _relax(problem, free, intervals, alphas))
-        return linear.concretize(bound, problem.graph, problem.region, {})
-
-    rows = jax.vmap(least, in_axes=(None, 0, 0))
-    signs = jnp.array([1.0, -1.0], target.dtype)[:sides]
-    return jax.vmap(rows, in_axes=(0, None, 0))(signs, jnp.arange(size), slopes)
-
-
-def _least_shared(
-    problem: _Problem, target: Node, slopes: dict[int, jax.Array], intervals: Mapping[int, Interval]
-) -> jax.Array:
-    """The same with common slopes, `[sides, 1, *output]`; entries that are not bounded anew keep what is known."""
-    equations, selected = _relaxed_before(problem.graph, target), problem.shared[target.index]
-    known, least = problem.intervals[target.index], []
-    for side, start in enumerate((known.lower, -known.upper)):
-        alphas = {index: alphas[side, 0] for index, alphas in slopes.items()}
-        relaxations = _relax(problem, equations, intervals, alphas)
-        above = jnp.full(target.shape, side == 1)
-        found = linear.bound_sides(problem.graph, target, problem.region, relaxations, {}, above, selected)
-        least.append(jnp.where(selected, -found.upper if side else found.lower, start).ravel())
-    return jnp.stack(least)
-
-
-def _relax(
-    problem: _Problem,
-    equations: Sequence[Equation],
-    intervals: Mapping[int, Interval],
-    alphas: Mapping[int, jax.Array],
-) -> dict[int, rules.Relaxation]:
-    """Relaxations by index of the output node, at given slopes or at those of CROWN."""
-    relaxations = {}
-    for equation in equations:
-        index, operands = equation.output.index, [intervals[node.index] for node in equation.bounded]
-        relaxation = _rule(equation).relax(equation, operands, alphas.get(index))
-        if index in problem.kept:
-            relaxation = problem.kept[index].with_lower(relaxation.lower)
-        relaxations[index] = relaxation
-    return relaxations
-
-
-def _optimize(problem: _Problem, steps: int) -> Values:
-    """The best value of every entry that projected gradient ascent on the sum of the output's meets."""
-    adam, output = optax.scale_by_adam(), problem.objectives[-1].index
-
-    def total(slopes: Slopes) -> tuple[jax.Array, Values]:
-        values = _evaluate(problem, slopes)
-        return jnp.sum(values[output]), values
-
-    def step(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-        slopes, state, best = carry
-        gradients, values = jax.grad(total, has_aux=True)(slopes)
-        updates, state = adam.update(gradients, state)
-        rate = _LEARNING_RATE * _DECAY ** index.astype(best[output].dtype)
-        slopes = jax.tree.map(lambda alpha, update: jnp.clip(alpha + rate * update, 0, 1), slopes, updates)
-        return (slopes, state, _better(best, values)), None
-
-    slopes = _start(problem)
-    worst = jax.tree.map(lambda leaf: jnp.full(leaf.shape, -jnp.inf, leaf.dtype), jax.eval_shape(total, slopes)[1])
-    (slopes, _, best), _ = jax.lax.scan(step, (slopes, adam.init(slopes), worst), jnp.arange(steps))
-    return _better(best, _evaluate(problem, slopes))
-
-
-def _better(best: Values, values: Values) -> Values:
-    """The greater of each; what is not a number is no bound."""
-    return jax.tree.map(lambda old, new: jnp.where(new > old, new, old), best, values)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_output
+from cure_jax.bounds.alpha_crown import Ascent, has_free_slopes, optimized_output
 from cure_jax.bounds.crown import Relaxed, crown, relaxed
 from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding import linear
@@ -76,7 +76,9 @@ def vertex_crown(
         if steps == 0 or not kept.ball.layers or not has_free_slopes(graph):
             return found
         layers = {index: line for index, line in inside.relaxations.items() if isinstance(line, AtVertices)}
-        optimized = optimized_output(graph, kept.ball, inside.intervals, steps, lower_only=lower_only, kept=layers)
+        optimized = optimized_output(
+            graph, kept.ball, inside.intervals, Ascent(steps), lower_only=lower_only, kept=layers
+        )
         return found.intersect(optimized.without_overflow())
 
     return bounds

@@ -64,7 +64,7 @@ def certify(
       x: the example, pixels in [0, 1]; it must lie in `region`.
       label: the true class; it may be traced.
       region: from `linf_ball`, `l2_ball`, ...
-      method: "ibp", "crown_ibp", "crown", "alpha_crown", "alpha_crown_shared" (from cheap to tight); for balls of
+      method: "ibp", "crown_ibp", "crown", "alpha_crown" (from cheap to tight); for balls of
         small p also "lipschitz", "box_ball", "sdp_crown", for l_1 balls "vertex_crown"; a tuple of names: for each
         margin the tightest of these; or "best": of those that suit the region.
       arithmetic: "float32", or "outward": bounds that account for the rounding of their own computation, for "ibp",

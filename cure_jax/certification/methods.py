@@ -30,10 +30,8 @@ def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ..
         return OUTWARD
     if not isinstance(region, LpBall) or region.p == math.inf:
         return ("ibp", "crown_ibp", "crown", "alpha_crown")
-    # Below 2 the l_2 ball is far from the region, and bounds that take the region itself are tighter in the end.
-    last = "alpha_crown_shared" if region.p < 2 else "alpha_crown"
     vertices = ("vertex_crown",) if region.p == 1 else ()
-    return ("ibp", "lipschitz", "box_ball", "crown_ibp", *vertices, "sdp_crown", "crown", last)
+    return ("ibp", "lipschitz", "box_ball", "crown_ibp", *vertices, "sdp_crown", "crown", "alpha_crown")
 
 
 def tried(method: str | Sequence[str], region: Region, arithmetic: str = "float32") -> tuple[str, ...]:
@@ -60,10 +58,7 @@ METHODS: Mapping[str, Bound] = {
     "ibp": ibp,
     "crown_ibp": functools.partial(crown, intermediate="ibp"),
     "crown": crown,
-    # The same on small networks. On one for MNIST the second took 20 to 40 times as long; it proved 7 of the 14 images
-    # that were left open in l_1 (of 100, of which an attack left 95), and none in l_2 (after `sdp_crown`) or l_inf.
-    "alpha_crown": functools.partial(alpha_crown, lower_only=True, share=False),
-    "alpha_crown_shared": functools.partial(alpha_crown, lower_only=True),
+    "alpha_crown": functools.partial(alpha_crown, lower_only=True),
     "lipschitz": lipschitz,
     "box_ball": box_ball,
     "sdp_crown": functools.partial(sdp_crown, lower_only=True),

@@ -100,7 +100,7 @@ def _limits_are_constant(equation: Equation) -> bool:
 
 register(
     ("clamp", "clip", "relu6", "hard_tanh"),
-    Nonlinear(_interval, _relax, _lipschitz, _start, _undecided),
+    Nonlinear(_interval, _relax, _lipschitz, _start, _undecided, blends=True),
     when=_limits_are_constant,
     otherwise="a limit depends on the input; use jnp.maximum and jnp.minimum",
 )

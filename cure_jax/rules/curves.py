@@ -109,7 +109,7 @@ def rule(curve: Curve) -> Nonlinear:
         return curve.defined(equation, intervals[0].lower, intervals[0].upper)
 
     domain = Domain(contains, curve.inside) if curve.defined else None
-    return Nonlinear(interval, relax, lipschitz, start, undecided, domain)
+    return Nonlinear(interval, relax, lipschitz, start, undecided, domain=domain)
 
 
 def _function(equation: Equation) -> Function:

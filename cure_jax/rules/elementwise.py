@@ -148,7 +148,7 @@ class _ByRelu(NamedTuple):
     def rule(
         self, interval: Callable[..., Interval], lipschitz: Callable[[Equation], float | jax.Array] = _contraction
     ) -> Nonlinear:
-        return Nonlinear(interval, self.relax, lipschitz, self.start, self.undecided)
+        return Nonlinear(interval, self.relax, lipschitz, self.start, self.undecided, blends=True)
 
     def relax(self, equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
         return self.lines(equation, *relu_slopes(*self.argument(equation, intervals), alpha))

@@ -106,6 +106,7 @@ class Nonlinear(NamedTuple):
         from which an optimiser starts. None if `relax` does not look at alpha.
       undecided: `(equation, intervals) -> for each bounded operand a mask of its shape`: where tighter intervals would
         make the relaxation tighter (False: it is exact already). None: everywhere.
+      blends: whether the lines at alpha are (1 - alpha) times those at 0 plus alpha times those at 1, and elementwise.
       domain: where the first three hold. None: everywhere. Elsewhere a rule that is registered gives infinite ends,
         constant lines through them, and an infinite Lipschitz constant.
     """
@@ -115,6 +116,7 @@ class Nonlinear(NamedTuple):
     lipschitz: Callable[[Equation], float | jax.Array]
     start: Callable[[Equation, Sequence[Interval]], jax.Array] | None = None
     undecided: Callable[[Equation, Sequence[Interval]], tuple[jax.Array, ...]] | None = None
+    blends: bool = False
     domain: Domain | None = None
 
 

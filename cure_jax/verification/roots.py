@@ -8,7 +8,7 @@ from jax.tree_util import Partial
 
 from cure_jax import graph as graphs
 from cure_jax import rules
-from cure_jax.bounds.alpha_crown import has_free_slopes, optimized_layers
+from cure_jax.bounds.alpha_crown import Ascent, has_free_slopes, optimized_layers
 from cure_jax.bounds.box_ball import Ball, propagate_balls
 from cure_jax.bounds.crown import relaxed
 from cure_jax.bounds.norms.spectral import norms_by_block
@@ -93,7 +93,7 @@ def tightened(f: Partial, region: Region, root: Root, specifications: Specificat
     inside = relaxed(graph, region, "crown")
     if not has_free_slopes(graph):
         return root
-    intervals, _ = optimized_layers(graph, region, inside.intervals, steps, sides=1, share=False)
+    intervals = optimized_layers(graph, region, inside.intervals, Ascent(steps))
     # The rows are affine in the output of f: they add no nonlinear equation.
     found = _sorted(graph, [intervals[node.index] for e in nonlinear for node in e.bounded], {})
     boxes = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.boxes, found.boxes, strict=True))

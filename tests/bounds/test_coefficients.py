@@ -1,5 +1,7 @@
 """Windows of coefficients are the dense coefficients, whatever the layers between a neuron and the input."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -13,6 +15,7 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.free_lines import free_lines
 from cure_jax.rules.local import moving_axes
 
 
@@ -129,6 +132,31 @@ def test_windows_are_dense_coefficients(name):
     windows, dense = both(jnp.arange(np.prod(target.shape)))
     for window, whole in zip(windows, dense, strict=True):
         np.testing.assert_allclose(window, whole, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["residual", "maximum", "strides", "pooled"])
+def test_free_lines_in_windows_are_those_of_the_whole(name):
+    """With an alpha of its own for every neuron."""
+    graph, generator = graphs.trace(NETWORKS[name], jnp.zeros((7, 6, 2))), np.random.default_rng(0)
+    target, relaxations = graph.output, _relaxed(graph, generator)
+    for equation in graph.equations:
+        if isinstance(rules.lookup(equation), rules.Nonlinear):
+            lowers = [jnp.asarray(generator.normal(size=node.shape), np.float32) for node in equation.bounded]
+            lines = free_lines(equation, [cj.Interval(lower, lower + 1) for lower in lowers])
+            if lines is not None:
+                alpha = jnp.asarray(generator.uniform(size=lines.start.shape).astype(np.float32))
+                relaxations[equation.output.index] = dataclasses.replace(lines, start=alpha)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def bound(index: jax.Array, moving: tuple[int, ...]) -> tuple[jax.Array, jax.Array, dict[int, jax.Array]]:
+        found = linear.backsubstitute(graph, target, forms.neuron(target, moving, index, -1.0), relaxations)
+        return forms.dense(found.coefficients[0], graph.input.shape), found.offset, found.alphas
+
+    windows, dense = (bound(jnp.int32(17), moving) for moving in (moving_axes(graph, target), ()))
+    np.testing.assert_allclose(windows[0], dense[0], atol=2e-5)
+    np.testing.assert_allclose(windows[1], dense[1], atol=2e-5)
+    sizes = [sum(alpha.size for alpha in alphas.values()) for *_, alphas in (windows, dense)]
+    assert sizes[0] < sizes[1] or name == "pooled"
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in _DENSE])

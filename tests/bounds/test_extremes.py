@@ -75,8 +75,9 @@ def test_what_overflows_proves_nothing(name):
     assert region.contains(other)
     assert np.argmax(f(x)) == 0
     assert np.argmax(f(other)) == 1
-    for method in (*METHODS, ("crown", "box_ball")):
-        assert not jax.jit(lambda x, method=method: cj.certify(f, x, 0, region, method).verified)(x)
+    # The tightest of all methods for each margin: what one of them proved would be proved.
+    every = tuple(method for method in METHODS if method != "best")
+    assert not jax.jit(lambda x: cj.certify(f, x, 0, region, every).verified)(x)
 
 
 @pytest.mark.parametrize("within", [None, (0.0, 1.0)])

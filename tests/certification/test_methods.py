@@ -19,7 +19,7 @@ REGIONS = {
 def test_best_stands_for_its_methods_wherever_it_is_named(region):
     best = cheap_to_tight(region)
     assert tried("best", region) == best
-    assert tried(("best", "alpha_crown_shared"), region) == tuple(dict.fromkeys((*best, "alpha_crown_shared")))
+    assert tried(("best", "sdp_crown"), region) == tuple(dict.fromkeys((*best, "sdp_crown")))
     assert tried(("crown", "best"), region) == ("crown", *(name for name in best if name != "crown"))
     assert "best" not in tried(("best", "best"), region)
 

@@ -205,7 +205,7 @@ def test_memory_is_measured_and_limited(tmp_path):
     assert run(tmp_path, *small, "--limit_gib=0.01")[0] == 1
 
 
-@pytest.mark.parametrize(("loss", "beside"), [("ibp", 2), ("lipschitz", 0)])
+@pytest.mark.parametrize(("loss", "beside"), [("ibp", 2), pytest.param("lipschitz", 0, marks=pytest.mark.slow)])
 def test_training_steps_are_timed_with_flags_without_and_beside_pytorch(tmp_path, loss, beside):
     peer, _ = verifier(tmp_path, TRAINER)
     tiny = ("--network=small", "--batch=2", "--steps=1", "--rounds=1")

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_divided_killed_and_stopped_trainings_end_alike(tmp_path: Path) -> None:
     table = tmp_path / "pods.md"
     table.write_text("before\n<!-- soak: begin -->old<!-- soak: end -->\nafter\n")

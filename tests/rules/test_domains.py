@@ -44,7 +44,7 @@ def test_every_rule_with_a_domain_has_a_case():
 
 
 # All but those that are made of the others.
-ALONE = [name for name in METHODS if name not in ("best", "alpha_crown_shared")]
+ALONE = [name for name in METHODS if name != "best"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,24 @@ def test_every_rule_has_a_case():
         if isinstance(rule, rules.Nonlinear) and name not in smooth_ones
     ]
     assert all(any(rule is other for other in used) for rule in nonlinear)
+
+
+def test_lines_that_are_called_blends_are_blends():
+    blending = [name for name in _nonlinear() if rules.lookup(_equation(CASES[name])).blends]
+    assert {"max", "clamp"} <= {CASES[name].primitive for name in blending}
+    for name in blending:
+        equation = _equation(CASES[name])
+        boxes = _random_boxes(name, equation, 5)
+        shares = jnp.asarray(np.random.default_rng(6).uniform(size=equation.output.shape).astype(np.float32))
+
+        @jax.jit
+        def relaxations(alpha: jax.Array, equation=equation, boxes=boxes) -> list:
+            lines = rules.lookup(equation).relax(equation, boxes, alpha)
+            return [(line.slopes, line.intercept) for line in lines]
+
+        zero, one, between = (relaxations(alpha) for alpha in (jnp.zeros_like(shares), jnp.ones_like(shares), shares))
+        blended = jax.tree.map(lambda a, b, share=shares: (1 - share) * a + share * b, zero, one)
+        chex.assert_trees_all_close(between, blended, atol=1e-5)
 
 
 @functools.cache

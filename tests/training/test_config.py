@@ -258,7 +258,12 @@ def _takes_a_step(config: ml_collections.ConfigDict, size: int, channels: int) -
     assert ("alignment" in metrics) == (recipe.projection_start is not None) == (method in _PROJECTED)
 
 
-@pytest.mark.parametrize("method", METHODS)
+_QUICK = ("scratch", "random", "paper")
+
+
+@pytest.mark.parametrize(
+    "method", [method if method in _QUICK else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
+)
 def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
     config = _setting("digits", method)
     config.model.options.features = (6,)

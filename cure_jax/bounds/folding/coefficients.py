@@ -21,7 +21,19 @@ from cure_jax import numerics
 from cure_jax.graph import Equation, Node
 from cure_jax.rules.local import Axis, Local, restrict, whole
 
-__all__ = ["Coefficients", "Window", "add", "dense", "inner", "negative", "neuron", "pull", "pull_lines", "size"]
+__all__ = [
+    "Coefficients",
+    "Lines",
+    "Window",
+    "add",
+    "dense",
+    "inner",
+    "negative",
+    "neuron",
+    "pull",
+    "pull_lines",
+    "size",
+]
 
 
 @jax.tree_util.register_dataclass
@@ -115,22 +127,28 @@ def size(coefficients: Coefficients) -> int:
 Lines: TypeAlias = tuple[Sequence[jax.Array], jax.Array]
 
 
-def pull_lines(coefficients: Coefficients, lower: Lines, upper: Lines) -> tuple[tuple[Coefficients, ...], jax.Array]:
+def pull_lines(
+    coefficients: Coefficients, lower: Lines, upper: Lines, *, cut: bool = False
+) -> tuple[tuple[Coefficients, ...], jax.Array]:
     """Moves coefficients through elementwise lines: the lower one where they are positive, else the upper one.
+
+    Args:
+      coefficients: on the output.
+      lower: for each entry of the output.
+      upper: likewise.
+      cut: whether the lines are those of the entries in the window of the coefficients alone.
 
     Returns:
       Coefficients on each operand, and the constant.
     """
-    if isinstance(coefficients, Window):
-        value, cut = coefficients.value, coefficients.cut
-    else:
-        value, cut = coefficients, lambda array: array
+    value = coefficients.value if isinstance(coefficients, Window) else coefficients
+    here = coefficients.cut if isinstance(coefficients, Window) and not cut else lambda array: array
     # By sums, not by `where`: signs are random, and a branch for each costs three times as much.
     positive = jnp.maximum(value, 0)
     negative = value - positive
 
     def mixed(below: jax.Array, above: jax.Array) -> jax.Array:
-        return positive * cut(below) + negative * cut(above)
+        return positive * here(below) + negative * here(above)
 
     pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
     constant = numerics.total(mixed(lower[1], upper[1]))

@@ -13,7 +13,7 @@ Source: Zhang et al., "Efficient Neural Network Robustness Certification with Ge
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding.coefficients import Coefficients, Window
+from cure_jax.bounds.folding.free_lines import FreeLines
 from cure_jax.bounds.folding.selection import map_selected
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
@@ -35,9 +36,11 @@ __all__ = [
     "backsubstitute",
     "bound_node",
     "bound_sides",
+    "breadth",
     "chunk_size",
     "concretize",
     "concretized_output",
+    "least_of_each",
     "pull_affine",
     "pull_relaxed",
 ]
@@ -56,20 +59,23 @@ class LinearBound(NamedTuple):
       offset: scalar.
       widest: the most coefficients that any node had on the way, for the size of chunks.
       outward: whether the offset allows for rounding, and what is added to it must too.
+      alphas: with which free lines were met, by index of the output node.
     """
 
     coefficients: dict[int, Coefficients]
     offset: jax.Array
     widest: int
-    outward: bool = False
+    outward: bool
+    alphas: dict[int, jax.Array]
 
 
 def backsubstitute(
     graph: Graph,
     target: Node,
     coefficients: Coefficients,
-    relaxations: Mapping[int, rules.Relaxation],
+    relaxations: Mapping[int, rules.Relaxation | FreeLines],
     intercepts: Mapping[int, outward.Intercepts | None] | None = None,
+    alphas: Mapping[int, jax.Array] | None = None,
 ) -> LinearBound:
     """A linear lower bound of `<coefficients, target>` in terms of the input and of unrelaxed nonlinear nodes.
 
@@ -79,6 +85,7 @@ def backsubstitute(
       coefficients: on the target, one objective (vmap for more): `[*target]`, or a `Window` of it.
       relaxations: by index of the output node of each nonlinear equation to be relaxed; the fold stops at the others.
       intercepts: for outward rounding, by index of the output node of every affine and every relaxed equation.
+      alphas: of free lines; None for those with which they start.
 
     Returns:
       The bound, with dense coefficients if those on the target are.
@@ -89,6 +96,7 @@ def backsubstitute(
     """
     pending: dict[int, Coefficients] = {target.index: coefficients}
     kept: dict[int, Coefficients] = {}
+    met: dict[int, jax.Array] = {}
     offset, widest = jnp.zeros((), target.dtype), forms.size(coefficients)
     for equation in reversed(graph.equations):
         index = equation.output.index
@@ -98,14 +106,23 @@ def backsubstitute(
         if not affine and index not in relaxations:
             continue
         here = pending.pop(index)
-        if not affine and isinstance(relaxations[index], AtVertices):
-            kept[index] = forms.negative(here)
-        pulled, constant = pull_affine(equation, here) if affine else pull_relaxed(equation, relaxations[index], here)
+        if affine:
+            pulled, constant = pull_affine(equation, here)
+        elif isinstance(lines := relaxations[index], FreeLines) and lines.in_windows(here):
+            met[index] = lines.start_for(here) if alphas is None else alphas[index]
+            pulled, constant = _pull_free(lines, here, met[index])
+        else:
+            if isinstance(lines, FreeLines):
+                met[index] = lines.start if alphas is None else alphas[index]
+                lines = lines.at(met[index])
+            if isinstance(lines, AtVertices):
+                kept[index] = forms.negative(here)
+            pulled, constant = pull_relaxed(equation, lines, here)
         offset = offset + constant if intercepts is None else _plus(offset, here, intercepts[index])
         for node, part in zip(equation.bounded, pulled, strict=True):
             pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
             widest = max(widest, forms.size(part))
-    return LinearBound(pending | kept, offset, widest, intercepts is not None)
+    return LinearBound(pending | kept, offset, widest, intercepts is not None, met)
 
 
 def _plus(least: jax.Array, coefficients: Coefficients, constant: outward.Intercepts | None) -> jax.Array:
@@ -168,6 +185,11 @@ def pull_relaxed(
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
     pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
     return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
+
+
+def _pull_free(lines: FreeLines, window: Coefficients, alpha: jax.Array) -> tuple[tuple[Coefficients, ...], jax.Array]:
+    assert isinstance(window, Window)
+    return forms.pull_lines(window, *lines.blended(window, alpha), cut=True)
 
 
 def concretize(
@@ -282,23 +304,51 @@ def _least(  # noqa: PLR0913  (as above)
     intercepts: Mapping[int, outward.Intercepts | None] | None,
 ) -> jax.Array:
     """Lower bounds of `signs * target`, `[..., *target]`; -inf where not selected."""
+
+    def least(objective: Coefficients) -> tuple[jax.Array, int]:
+        bound = backsubstitute(graph, target, objective, relaxations, intercepts)
+        return concretize(bound, graph, region, intervals), breadth(bound, region)
+
+    return least_of_each(graph, target, least, signs, selected)
+
+
+def breadth(bound: LinearBound, region: Region | ActivatedBall) -> int:
+    """The most numbers that one objective needed at a time, for the size of chunks."""
+    return max(bound.widest, region.entries(bound.coefficients)) if isinstance(region, ActivatedBall) else bound.widest
+
+
+def least_of_each(
+    graph: Graph,
+    target: Node,
+    least: Callable[[Coefficients], tuple[jax.Array, int]],
+    signs: jax.Array,
+    selected: jax.Array | None,
+) -> jax.Array:
+    """A lower bound of each selected entry of `signs * target`.
+
+    Args:
+      graph: the network.
+      target: the node.
+      least: of an objective the bound, and how many numbers it needs at a time.
+      signs: `[..., *target]`, 1 or -1.
+      selected: `[..., *target]`; None for all.
+
+    Returns:
+      `[..., *target]`; -inf where not selected.
+    """
     moving, widest, size = moving_axes(graph, target), 1, math.prod(target.shape)
     flat = signs.ravel()
 
-    def least(row: jax.Array) -> jax.Array:
+    def of_row(row: jax.Array) -> jax.Array:
         nonlocal widest
-        objective = forms.neuron(target, moving, row % size, flat[row])
-        bound = backsubstitute(graph, target, objective, relaxations, intercepts)
-        widest = bound.widest
-        if isinstance(region, ActivatedBall):
-            widest = max(widest, region.entries(bound.coefficients))
+        value, widest = least(forms.neuron(target, moving, row % size, flat[row]))
         # The last value tells entries that were computed, whatever a second evaluation of `selected` would say.
-        return jnp.stack([concretize(bound, graph, region, intervals), jnp.ones((), target.dtype)])
+        return jnp.stack([value, jnp.ones((), target.dtype)])
 
     if selected is None:
         selected = jnp.ones(signs.shape, bool)
-    jax.eval_shape(least, jax.ShapeDtypeStruct((), jnp.int32))
-    values, computed = map_selected(least, selected.ravel(), 2, chunk_size(selected.size, widest)).T
+    jax.eval_shape(of_row, jax.ShapeDtypeStruct((), jnp.int32))
+    values, computed = map_selected(of_row, selected.ravel(), 2, chunk_size(selected.size, widest)).T
     return jnp.where(computed > 0, values, -jnp.inf).reshape(signs.shape)
 
 
