@@ -4,6 +4,7 @@
     python launch/benchmark.py bounds --weights=WEIGHTS.npz --auto_lirpa=CHECKOUT --peer_python=ENV/bin/python
     python launch/benchmark.py convolution
     python launch/benchmark.py memory --model=cnn7 --method=alpha_crown
+    python launch/benchmark.py methods --networks mnist_cpu/max cifar_cpu/l2
     python launch/benchmark.py projection --json=projection.json
     python launch/benchmark.py train --network small medium --loss natural max --peer_python=ENV/bin/python
 
@@ -29,10 +30,17 @@ import jax
 from rich.console import Console
 
 from cure_jax.training.workdir import write_atomically
-from launch.benchmarks import bounds, convolution, memory, projection, train
+from launch.benchmarks import bounds, convolution, memory, methods, projection, train
 from launch.benchmarks.timing import Report, table
 
-_BENCHMARKS = {"bounds": bounds, "convolution": convolution, "memory": memory, "projection": projection, "train": train}
+_BENCHMARKS = {
+    "bounds": bounds,
+    "convolution": convolution,
+    "memory": memory,
+    "methods": methods,
+    "projection": projection,
+    "train": train,
+}
 
 _NOTE = (
     "Time of one call: shortest, median, least of all cores together (cpu), and first, which compiles. Ratios of the "

@@ -13,7 +13,7 @@ import pytest
 
 import cure_jax as cj
 from launch import benchmark
-from launch.benchmarks import projection, timing, train
+from launch.benchmarks import methods, projection, timing, train
 
 BOUNDS = ("bounds", "--features", "2", "--strides", "2", "--size", "4", "--dense", "3", "--rounds", "2")
 # Answers as a verifier would that bounds margins from far below at the radius 0.1, and from above at others.
@@ -75,6 +75,24 @@ def test_bounds_report_times_bounds_and_a_table(tmp_path, capsys):
     assert "linf, eps 0.01, cut by [0, 1]" in printed
     assert "least sampled margin minus its lower bound" in printed
     assert "the programs alternating" in " ".join(printed.split())
+
+
+METHODS = ("methods", "--networks", "digits/max", "--norms", "linf", "--images=2", "--methods", "ibp", "crown")
+
+
+def test_methods_report_what_each_proves(tmp_path, monkeypatch):
+    status, result = run(tmp_path, *METHODS)
+    assert status == 0
+    (report,) = result["reports"]
+    check_rows(report, ["ibp", "crown"])
+    assert report["rows"][1]["ratio"] == 1
+    assert report["title"] == "digits/max, linf 0.13, 2 images"
+    ibp, crown = (report["facts"]["methods"][name]["mean_margin"] for name in ("ibp", "crown"))
+    assert ibp < crown
+    monkeypatch.setattr(
+        methods, "METHODS", {**methods.METHODS, "ibp": lambda f: lambda region: cj.crown(f)(region) * 2}
+    )
+    assert run(tmp_path, *METHODS)[0] == 1
 
 
 def test_bounds_looser_than_those_of_the_other_verifier_do_not_pass(tmp_path, capsys):
