@@ -23,6 +23,7 @@ from cure_jax.certification import (
     certify,
     certify_dataset,
     certify_union,
+    covering_radius,
     margins,
 )
 from cure_jax.custom import custom_bounds
@@ -63,6 +64,7 @@ __all__ = [
     "certify",
     "certify_dataset",
     "certify_union",
+    "covering_radius",
     "crown",
     "custom_bounds",
     "hull",

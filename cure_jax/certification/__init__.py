@@ -2,11 +2,13 @@
 
 `margins` says what is to be proved, `methods` how, `certificate` proves it for one example, `radius` at which radius.
 `dataset` does it for many examples, by way of a `cascade` of methods; `attack_dataset` looks for counterexamples of
-many. Both share `batches`. `specification` has properties that are no classification.
+many. Both share `batches`. `covering` says what one norm implies for others; `specification` has properties that are
+no classification.
 """
 
 from cure_jax.certification.attack_dataset import DatasetAttack, attack_dataset
 from cure_jax.certification.certificate import Certificate, UnionCertificate, certify, certify_union
+from cure_jax.certification.covering import covering_radius
 from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
@@ -27,5 +29,6 @@ __all__ = [
     "certify_dataset",
     "certify_union",
     "cheap_to_tight",
+    "covering_radius",
     "margins",
 ]
