@@ -9,7 +9,10 @@ from rich.table import Table
 
 from cure_jax.certification import METHODS
 
-__all__ = ["Tally", "enter", "table", "totals"]
+__all__ = ["VERIFY", "Tally", "enter", "table", "totals"]
+
+# How complete verification is called beside the methods.
+VERIFY = "verify"
 
 # In units of the largest logit at the image: a bound below minus this says nothing.
 VACUOUS = 1e3
@@ -31,19 +34,19 @@ def enter(tally: Tally, found: Mapping[str, Any]) -> int | None:
     """Counts; returns the index of an example with a broken bound, if there is one."""
     tally.pairs += len(found["margin"])
     tally.attacked_points += int(np.sum(found["points"]))
-    allowed = found["allowed"]
     worst = None
     for method, certificate in found["bounds"].items():
-        tally.bounds += len(found["margin"])
-        vacuous = ~(certificate.margin >= -VACUOUS * np.maximum(1, found["scale"]))
+        # Some are of the first examples only.
+        count = len(certificate.margin)
+        margin, allowed, scale = (found[name][:count] for name in ("margin", "allowed", "scale"))
+        tally.bounds += count
+        vacuous = ~(certificate.margin >= -VACUOUS * np.maximum(1, scale))
         for counts, which in ((tally.certified, certificate.verified), (tally.vacuous, vacuous)):
             counts[method] = counts.get(method, 0) + int(np.sum(which))
         # A bound that is not a number bounds nothing; certificates of such are refused.
-        above = certificate.margin > found["margin"] + allowed
+        above = certificate.margin > margin + allowed
         broken = (
-            above
-            | (certificate.verified & (found["margin"] < -allowed))
-            | (np.isnan(certificate.margin) & certificate.verified)
+            above | (certificate.verified & (margin < -allowed)) | (np.isnan(certificate.margin) & certificate.verified)
         )
         tally.broken += int(np.sum(broken))
         worst = int(np.argmax(broken)) if np.any(broken) and worst is None else worst
@@ -65,7 +68,7 @@ def totals(tallies: Iterable[Tally]) -> Tally:
 
 def table(tallies: Mapping[tuple[str, str], Tally]) -> Table:
     """For each method, how many bounds certify and how many are vacuous."""
-    methods = [name for name in METHODS if any(name in tally.certified for tally in tallies.values())]
+    methods = [name for name in (*METHODS, VERIFY) if any(name in tally.certified for tally in tallies.values())]
     table = Table("network", "norm", "pairs", *(f"{name}: certified, vacuous" for name in methods), "points", "broken")
     rows = [(*key, tally) for key, tally in tallies.items()] + [("all", "", totals(tallies.values()))]
     for network, norm, tally in rows:

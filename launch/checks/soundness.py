@@ -9,7 +9,8 @@ closures that change from call to call (parts/changing.py), with labels of every
 A certificate is broken by a point with another prediction, and any bound, whether it certifies or not, by a margin
 below it. A bound that is far below every logit is counted as vacuous: where all are, nothing was looked at. Ends with a
 table and DIR/soundness.json; with exit status 1, and the counterexample in DIR/counterexample.npz, if anything was
-broken. --pairs counts (network, image, region).
+broken. --pairs counts (network, image, region). Where all methods
+bound, `verify` decides a few images too, on all of a region.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,9 @@ import cure_jax as cj
 from cure_jax import data, models, training
 from cure_jax.certification import METHODS
 from cure_jax.progress import progress
+from cure_jax.verification import Options, Status
 from launch.checks import changing
-from launch.checks.findings import Tally, enter, table, totals
+from launch.checks.findings import VERIFY, Tally, enter, table, totals
 from launch.checks.hunting_grounds import Ground, extreme_radii, grounds, usual_radii
 from launch.checks.weak_points import MakeRegion, weakest
 from launch.parts import common
@@ -51,13 +53,17 @@ THOROUGH_EVERY = 8
 BATCH_SIZE = 60
 # So many times the images of every eighth block at once, as this compiles every time.
 CHANGING, CHANGING_ROUNDS, CHANGING_EVERY = "changing", 8, 8
+# Where all methods bound, a search for proofs decides the first images: with next to no attack of its own, so that
+# it is the proofs that are put to the test.
+SEARCHED = 6
+SEARCH, SECONDS = Options(attack_steps=1, attack_restarts=1), 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
     """How a network is made: model, options, what its config overrides, what is done to it then; on which norms.
 
-    Convolutions take long to compile: a few norms only.
+    Convolutions take long to compile: a few norms only, and no search for proofs.
     """
 
     model: str
@@ -65,6 +71,7 @@ class Network:
     overrides: Mapping[str, Any]
     change: Callable[[Partial], Partial] = lambda f: f
     norms: Sequence[str] | None = None
+    searched: bool = True
 
 
 def _saturate(f: Partial) -> Partial:
@@ -84,7 +91,11 @@ def _saturate(f: Partial) -> Partial:
 NETWORKS: Mapping[str, Network] = {
     "mlp": Network("mlp", {"features": (64, 64)}, {"epochs": 20}),
     "conv": Network(
-        "conv_small", {"convs": ((8, 3, 2), (16, 3, 2)), "dense": (32,)}, {"epochs": 8}, norms=THOROUGH_NORMS
+        "conv_small",
+        {"convs": ((8, 3, 2), (16, 3, 2)), "dense": (32,)},
+        {"epochs": 8},
+        norms=THOROUGH_NORMS,
+        searched=False,
     ),
     "natural": Network("mlp", {"features": (64, 64)}, {"epochs": 8, "losses": {"linf": {"kind": "natural"}}}),
     "saturated": Network("mlp", {"features": (64, 64)}, {"epochs": 1}, _saturate),
@@ -232,7 +243,28 @@ def _examine(f: Partial, ground: Ground, batch: Batch, key: jax.Array) -> dict[s
     keys = jax.random.split(key, len(batch.images))
     data = (batch.images, batch.labels, batch.radii)
     bounds = _bounds(f, *data, make_region=ground.make, methods=methods)
-    return jax.device_get({"bounds": bounds, **_attacks(f, *data, keys, make_region=ground.make)})
+    found = jax.device_get({"bounds": bounds, **_attacks(f, *data, keys, make_region=ground.make)})
+    if batch.thorough and NETWORKS[batch.network].searched:
+        found["bounds"][VERIFY] = _searched(f, ground, batch)
+    return found
+
+
+class Verdicts(NamedTuple):
+    """Of the first images: whether all of the region is proved, and then 0 as a lower bound of its margins."""
+
+    verified: np.ndarray
+    margin: np.ndarray
+
+
+def _searched(f: Partial, ground: Ground, batch: Batch) -> Verdicts:
+    def is_verified(image: np.ndarray, label: int, eps: np.ndarray) -> bool:
+        x = jnp.asarray(image)
+        verdict = cj.verify(f, x, label, ground.make(jnp.asarray(eps), x), SECONDS, options=SEARCH)
+        return verdict.status is Status.VERIFIED
+
+    rows = zip(batch.images[:SEARCHED], batch.labels[:SEARCHED].tolist(), batch.radii[:SEARCHED], strict=True)
+    verified = np.array([is_verified(*row) for row in rows])
+    return Verdicts(verified, np.where(verified, 0.0, -np.inf))
 
 
 @functools.partial(jax.jit, static_argnames=("make_region", "methods"))

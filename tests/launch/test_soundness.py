@@ -8,12 +8,16 @@ import sys
 import types
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cure_jax as cj
+from cure_jax import data
+from cure_jax.verification import Status
 from launch.checks import changing, soundness
+from launch.checks.findings import Tally, enter
 from launch.checks.hunting_grounds import extreme_radii, grounds
 from tests import mutants
 
@@ -70,6 +74,25 @@ def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_pa
     margin = jnp.min(cj.margins(network, int(found["label"]))(jnp.asarray(found["point"])))
     np.testing.assert_allclose(margin, found["margin"], atol=1e-4)
     assert found["bound.crown_ibp"] > margin + 1e-4
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_searches_for_proofs_are_put_to_the_test(honest, network, monkeypatch):
+    monkeypatch.setattr(soundness, "METHODS", {"ibp": None})
+    if not honest:
+        monkeypatch.setattr(cj, "verify", lambda *args, **options: types.SimpleNamespace(status=Status.VERIFIED))
+    split = data.load("digits", "train")
+    # From where splitting alone proves to where nothing is true.
+    radii = np.linspace(0.02, 0.2, soundness.SEARCHED).astype(np.float32)
+    batch = soundness.Batch("mlp", "linf", radii, split.images[:6], split.labels[:6], thorough=True)
+    found = soundness._examine(network, grounds(0)["linf"], batch, jax.random.key(0))
+    verified = found["bounds"]["verify"].verified
+    tally = Tally()
+    enter(tally, found)
+    assert tally.certified["verify"] == np.sum(verified) > 0
+    assert (tally.broken > 0) == (not honest)
+    if honest:
+        assert np.sum(found["bounds"]["ibp"].verified) < np.sum(verified) < soundness.SEARCHED
 
 
 @pytest.mark.slow
