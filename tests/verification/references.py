@@ -29,9 +29,18 @@ def least_margin(params, x, label: int, eps: float, p: float, within=None) -> fl
     low, high = x - eps, x + eps
     if within is not None:
         low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
+    if eps == 0:
+        return min(float(_value(layers, x) @ row) for row in rows)
     if p == 2:
         return _by_patterns(layers, x, rows, eps, low, high)
     return min(_by_program(layers, x, row, eps, p, low, high) for row in rows)
+
+
+def _value(layers: Layers, x) -> np.ndarray:
+    for weights, bias in layers[:-1]:
+        x = np.maximum(x @ weights + bias, 0)
+    weights, bias = layers[-1]
+    return x @ weights + bias
 
 
 def _by_program(layers: Layers, x, row, eps, p, low, high) -> float:
@@ -86,11 +95,29 @@ def _by_program(layers: Layers, x, row, eps, p, low, high) -> float:
             options={"mip_rel_gap": 0.0, "presolve": presolve},
         )
 
-    # HiGHS now and then fails with its presolve on tiny boxes, and not without.
+    # HiGHS now and then fails with its presolve on tiny boxes, and not without, or fails both ways.
     found = solve(True)
     found = found if found.success else solve(False)
-    assert found.success, found.message
-    return float(found.fun + bias @ row)
+    return float(found.fun + bias @ row) if found.success else _by_cells(layers, x, row, eps, p, low, high)
+
+
+def _by_cells(layers: Layers, x, row, eps, p, low, high) -> float:
+    """A linear program for each activation pattern."""
+    (weights, bias), size, best = layers[-1], len(x), math.inf
+    for matrix, constant, normals, offsets in _cells(layers, low, high):
+        left, right = -np.stack(normals), np.asarray(offsets)
+        slope, bounds = matrix @ weights @ row, [*zip(low, high, strict=True)]
+        if p == 1:
+            # With the distance from x in each coordinate.
+            eye, nothing = np.eye(size), np.zeros(size)
+            left = np.block([[left, 0 * left], [eye, -eye], [-eye, -eye], [nothing, np.ones(size)]])
+            right, slope = np.concatenate([right, x, -x, [eps]]), np.concatenate([slope, nothing])
+            bounds += [(0, eps)] * size
+        found = scipy.optimize.linprog(slope, left, right, bounds=bounds)
+        if found.status == 0:
+            best = min(best, float(found.fun + (constant @ weights + bias) @ row))
+    assert best < math.inf
+    return best
 
 
 def _cells(layers: Layers, low, high) -> Iterator[tuple[np.ndarray, np.ndarray, list, list]]:

@@ -9,6 +9,7 @@ import pytest
 import cure_jax as cj
 from cure_jax.verification import Options, Status
 from tests.networks import mlp_params, random_mlp
+from tests.verification import references
 from tests.verification.references import least_margin
 
 MAKE = {math.inf: cj.linf_ball, 2: cj.l2_ball, 1: cj.l1_ball}
@@ -50,6 +51,17 @@ def check(seed: int, sizes: tuple[int, ...], p: float, branching: str = "activat
 def test_verdicts_agree_with_exact_margins(p, sizes, seeds):
     margins = [margin for seed in range(seeds) for margin in check(seed, sizes, p)]
     assert min(margins) < -CLEAR < CLEAR < max(margins)
+
+
+@pytest.mark.parametrize("p", [math.inf, 1])
+def test_both_references_agree(p):
+    """A program with whole numbers, and one program for each pattern where the solver of the first gives up."""
+    for seed in range(3):
+        layers = references.as_float64(mlp_params(seed, (3, 5, 5, 2)))
+        x, row = np.random.default_rng(seed).uniform(size=3), np.array([1.0, -1.0])
+        arguments = (layers, x, row, 0.3, p, x - 0.3, x + 0.3)
+        one, other = references._by_program(*arguments), references._by_cells(*arguments)
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_splitting_inputs_agrees_with_exact_margins():
