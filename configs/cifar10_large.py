@@ -1,7 +1,7 @@
 """CIFAR-10 at l_inf 8/255 and l_2 0.5 (l_1 1.0 reported): CNN7, as published.
 
 python launch/train.py --config=configs/cifar10_large.py:scratch --workdir=runs/cifar10_large/scratch
-python launch/certify.py --config=configs/cifar10_large.py:scratch --workdir=runs/cifar10_large/scratch --method=best
+python launch/certify.py --workdir=runs/cifar10_large/scratch --method=best
 """
 
 from cure_jax.configs import cifar10_small

@@ -2,7 +2,7 @@
 
     c=configs/cifar10_small.py:scratch
     python launch/train.py --config=$c --workdir=runs/cifar10_small/scratch
-    python launch/certify.py --config=$c --workdir=runs/cifar10_small/scratch --method=best
+    python launch/certify.py --workdir=runs/cifar10_small/scratch --method=best
 
 For an accelerator; `configs/cifar_cpu.py` is for two CPU cores.
 """

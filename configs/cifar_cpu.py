@@ -1,7 +1,7 @@
 """CIFAR-10 on two CPU cores: a small convolutional network, l_inf 2/255 and l_2 0.25; l_1 0.5 is reported beside them.
 
     python launch/train.py --config=configs/cifar_cpu.py:scratch --workdir=runs/cifar_cpu/scratch
-    python launch/certify.py --config=configs/cifar_cpu.py:scratch --workdir=runs/cifar_cpu/scratch --method=best
+    python launch/certify.py --workdir=runs/cifar_cpu/scratch --method=best
 
 TFDS_DATA_DIR or --config.data_dir says where the data is. Results: docs/results.md.
 """

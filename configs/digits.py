@@ -1,7 +1,7 @@
 """Handwritten digits (8x8, embedded): a multi-layer perceptron, l_inf 0.13 and l_2 0.45.
 
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch
-    python launch/certify.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch --method=crown
+    python launch/certify.py --workdir=runs/digits/scratch --method=crown
 
 2 CPU cores: 15-30 s to train, about 8 s to certify and attack. Results: docs/results.md.
 """

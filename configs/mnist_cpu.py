@@ -1,7 +1,7 @@
 """MNIST on two CPU cores: a small convolutional network, l_inf 0.1 and l_2 0.75; l_1 1.0 is reported beside them.
 
     python launch/train.py --config=configs/mnist_cpu.py:scratch --workdir=runs/mnist_cpu/scratch
-    python launch/certify.py --config=configs/mnist_cpu.py:scratch --workdir=runs/mnist_cpu/scratch --method=best
+    python launch/certify.py --workdir=runs/mnist_cpu/scratch --method=best
 
 TFDS_DATA_DIR or --config.data_dir says where the data is. Results: docs/results.md.
 """

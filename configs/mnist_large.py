@@ -1,7 +1,7 @@
 """MNIST at l_inf 0.3 and l_2 1.0 (l_1 2.0 reported): CNN7, as published.
 
 python launch/train.py --config=configs/mnist_large.py:scratch --workdir=runs/mnist_large/scratch
-python launch/certify.py --config=configs/mnist_large.py:scratch --workdir=runs/mnist_large/scratch --method=best
+python launch/certify.py --workdir=runs/mnist_large/scratch --method=best
 """
 
 from cure_jax.configs import mnist_small

@@ -2,7 +2,7 @@
 
     c=configs/mnist_small.py:scratch
     python launch/train.py --config=$c --workdir=runs/mnist_small/scratch
-    python launch/certify.py --config=$c --workdir=runs/mnist_small/scratch --method=best
+    python launch/certify.py --workdir=runs/mnist_small/scratch --method=best
 
 For an accelerator; `configs/mnist_cpu.py` is for two CPU cores. The published verifier settings certify l_2 at 0.5, two
 thirds of the radius of training: `--curve=0.6667` when certifying gives that figure too.

@@ -2,7 +2,7 @@
 
     c=configs/mnist_three_norms.py:max
     python launch/train.py --config=$c --workdir=runs/mnist_three_norms/max
-    python launch/certify.py --config=$c --workdir=runs/mnist_three_norms/max --method=best --batch_size=25 --curve=
+    python launch/certify.py --workdir=runs/mnist_three_norms/max --method=best --batch_size=25 --curve=
 
 The l_1 ball has no loss of its own: a margin in l_2 and proofs at the vertices of the ball serve it. Twice the width of
 mnist_cpu, and six times as long: 77 minutes on one CPU core. TFDS_DATA_DIR or --config.data_dir says where the data is.

@@ -3,7 +3,7 @@
 python launch/prepare_tiny_imagenet.py --source=tiny-imagenet-200.zip --data_dir=DIR
 c=configs/tinyimagenet.py:scratch
 python launch/train.py --config=$c --config.data_dir=DIR --workdir=runs/tinyimagenet/scratch
-python launch/certify.py --config=$c --config.data_dir=DIR --workdir=runs/tinyimagenet/scratch --method=best
+python launch/certify.py --workdir=runs/tinyimagenet/scratch --method=best
 """
 
 from cure_jax import data
