@@ -164,7 +164,7 @@ def optimized_output(
     signs = one[None] if lower_only else jnp.stack([one, -one])
     problem = _Problem(graph, region, dict(intervals), kept or {}, ascent)
     lower, *upper = _least(problem, target, signs, None)
-    return Interval(lower, -upper[0] if upper else jnp.full_like(lower, jnp.inf))
+    return Interval(lower, -upper[0] if upper else jnp.full_like(lower, jnp.inf)).without_overflow()
 
 
 class _Problem(NamedTuple):

@@ -61,8 +61,10 @@ class FreeLines:
 
 
 def _between(zero: jax.Array, one: jax.Array, alpha: jax.Array) -> jax.Array:
-    # Exactly the first where both are the same: what is decided, or infinite.
-    return jnp.where(zero == one, zero, (1 - alpha) * zero + alpha * one)
+    # Exactly the first where both are the same: what is decided, or infinite, with the derivative 0.
+    same = zero == one
+    first, last = (jnp.where(same, 0, end) for end in (zero, one))
+    return jnp.where(same, zero, (1 - alpha) * first + alpha * last)
 
 
 def free_lines(
