@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests in the project's own virtual environment, which it prepares first.
 # Arguments go to pytest: tests/run.sh tests/bounds -x;  tests/run.sh -m slow;  tests/run.sh -n 0 --pdb
-# tests/run.sh --quick, a minute and a half: rules, regions, one reference network, a step of training; for work in between.
+# tests/run.sh --quick, a minute and a half: rules, regions, reference networks, losses; for work in between.
 # launch/environment.sh says how to choose another interpreter or environment.
 set -euo pipefail
 
@@ -11,7 +11,7 @@ python="$(bash launch/environment.sh test,data,logging)"
 if [[ "${1:-}" == --quick ]]; then
     shift
     set -- tests/rules/test_rules.py tests/regions/test_ball.py tests/regions/test_support.py tests/test_graph.py \
-        tests/training/test_schedules.py tests/training/test_step.py tests/interop/test_vnncomp.py tests/report \
+        tests/training/test_schedules.py tests/training/test_multi_norm.py tests/report \
         "tests/bounds/test_golden.py::test_no_looser_than_the_reference" -k "not deep and not resnet" "$@"
 fi
 
