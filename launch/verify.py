@@ -39,6 +39,7 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to ver
 _NETWORK = flags.DEFINE_string("network", None, "An ONNX file.")
 _PROPERTY = flags.DEFINE_string("property", None, "A VNN-LIB file.")
 _TIMEOUT = flags.DEFINE_float("timeout", 30.0, "Seconds: for each image and norm, or for the property.")
+_METHOD = flags.DEFINE_string("method", "best", "Bounds of all images, before any is searched; several by commas.")
 _STATE = flags.DEFINE_string("state", None, "A file for the state of the search for a property: goes on from there.")
 
 _WORDS = {Status.VERIFIED: "unsat", Status.FALSIFIED: "sat", Status.UNKNOWN: "unknown", Status.TIMEOUT: "timeout"}
@@ -114,6 +115,7 @@ def verify_images(workdir: Path) -> None:
         labels,
         training.make_regions(fitted.config.radii),
         timeout=_TIMEOUT.value,
+        method=_METHOD.value.split(","),
         batch_size=min(100, len(images)),
         known=parts.known,
         tell=parts.tell,

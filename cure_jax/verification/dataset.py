@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from cure_jax.certification import attack_dataset, certify_dataset
-from cure_jax.certification.batches import MakeRegion, Model, as_pytree, in_all_norms, shown
+from cure_jax.certification.batches import MakeRegion, Model, as_pytree, checked, in_all_norms, shown
 from cure_jax.verification.verdict import Status, Verdict
 from cure_jax.verification.verify import Options, verify
 
 __all__ = ["DatasetVerdicts", "verify_dataset"]
-
-# Tried on all examples before any of them is verified on its own: they are compiled once, and decide most.
-_CHEAP = ("ibp", "crown_ibp", "crown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     regions: Mapping[str, MakeRegion],
     *,
     timeout: float | int = 30.0,
-    method: str | Sequence[str] = _CHEAP,
+    method: str | Sequence[str] = "best",
     key: jax.Array | None = None,
     options: Options | None = None,
     batch_size: int = 100,
@@ -73,11 +70,12 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
 
     Args:
       f: as for `certify_dataset`; a `Partial` of a pure function, or each search is compiled anew.
-      images: `[examples, *x]`, pixels in [0, 1].
+      images: `[examples, *x]`, floats in [0, 1], or uint8.
       labels: `[examples]`, integers in [0, classes).
       regions: by norm, a function from an example to its region.
       timeout: seconds for each example and norm that is verified on its own, compilation included.
-      method: of the bounds of all examples, as for `certify_dataset`.
+      method: of the bounds of all examples, as for `certify_dataset`; of a few examples a cheap one, such as "crown",
+        takes less time to compile.
       key: of the attack; default: that of seed 0.
       options: of `verify`.
       batch_size: examples at once in attack and bounds.
@@ -98,13 +96,14 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         raise ValueError(f"timeout is {timeout}; expected seconds above 0.")
     f, options = as_pytree(f), options or Options()
     key = jax.random.key(options.seed) if key is None else key
+    images, labels, _ = checked(f, images, labels, regions, batch_size)
     shared: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
     attack = attack_dataset(f, images, labels, regions, key=key, **shared)
     certificate = certify_dataset(f, images, labels, regions, attack=attack, method=method, **shared)
     found: dict[str, list[Verdict]] = {norm: [] for norm in regions}
     with shown(len(images) * len(regions), "verify", show_progress) as advance:
         for norm, make_region in regions.items():
-            for number, (image, label) in enumerate(zip(np.asarray(images), np.asarray(labels), strict=True)):
+            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 verdict = known(norm, number)
                 if verdict is None and certificate.verified[norm][number]:
                     margin = float(certificate.margin[norm][number])

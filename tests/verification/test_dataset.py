@@ -30,6 +30,16 @@ def alone(monkeypatch):
     return found
 
 
+def test_images_of_bytes_are_the_pixels_that_they_mean():
+    images = np.round(255 * IMAGES[:4]).astype(np.uint8)
+    found = [
+        cj.verify_dataset(F, each, LABELS[:4], REGIONS, timeout=100, method="ibp").status["linf"]
+        for each in (images, images.astype(np.float32) / 255)
+    ]
+    np.testing.assert_array_equal(*found)
+    assert set(found[0]) == {"verified", "falsified"}
+
+
 def test_verdicts_are_those_of_single_examples(alone):
     told = {}
     found = cj.verify_dataset(
@@ -57,7 +67,7 @@ def test_verdicts_are_those_of_single_examples(alone):
 
 def test_what_is_known_is_not_verified_again(alone):
     known = cj.verification.Verdict(Status.TIMEOUT, None, -0.5, 7, 1.0, "the time was over")
-    found = cj.verify_dataset(F, IMAGES, LABELS, REGIONS, known=lambda norm, number: known)
+    found = cj.verify_dataset(F, IMAGES, LABELS, REGIONS, method="ibp", known=lambda norm, number: known)
     assert alone == []
     assert set(found.status["linf"]) == {"timeout"}
     assert found.undecided.all()
