@@ -172,6 +172,7 @@ def test_many_steps_find_no_gain_in_rounding(eps):
     assert np.all(bounds.upper - bounds.lower < 1e-3 * scale)
 
 
+@pytest.mark.slow
 def test_softmax_leaves_the_tightest_bounds_as_they_are():
     """Its maximum with -inf is a layer of two pieces whose kink is at infinity."""
     inner, x = random_mlp(5, (4, 8, 3)), jnp.full(4, 0.5)
