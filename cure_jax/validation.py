@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 __all__ = ["as_class", "validate"]
 
 
-def as_class(label: Integer[np.ndarray | np.generic | Array, "..."] | int) -> Int32[Array, "..."]:
+def as_class(label: Integer[jax.typing.ArrayLike, "..."] | int) -> Int32[Array, "..."]:
     """Returns labels as int32, -1 in the place of what does not fit, which is no class.
 
     Comparing a label with numbers of classes in its own dtype will not do: 259 is 3 as uint8, and what has more bits
