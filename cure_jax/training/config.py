@@ -322,16 +322,15 @@ def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Reci
     )
     rate = schedules.warmup(rate, steps(config.warmup_epochs))
     scaling = optimizers.scaling(config.optimizer, config.gradient_clip)
-    decay = optimizers.weight_decay(config.weight_decay)
+    # Without it there is no part for it, whose state older checkpoints would lack.
+    decay = [optimizers.weight_decay(config.weight_decay)] if config.weight_decay else []
     if projects and by_epoch:
-        scaling = optax.chain(scaling, decay)
+        scaling = optax.chain(scaling, *decay) if decay else scaling
         optimizer = epoch_projection(scaling, config.projection.beta, start, steps_per_epoch, rate)
     else:
         projected = gradient_projection(scaling, config.projection.beta, start) if projects else scaling
         rate = optax.scale_by_learning_rate(rate)
-        optimizer = optax.chain(
-            optax.with_extra_args_support(projected), *([decay] if config.weight_decay else []), rate
-        )
+        optimizer = optax.chain(optax.with_extra_args_support(projected), *decay, rate)
     return Recipe(
         model=model,
         objective=_batch_objective(config),

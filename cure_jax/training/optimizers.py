@@ -28,7 +28,7 @@ def scaling(name: str, clip: float) -> optax.GradientTransformation:
 
 def weight_decay(weight: float) -> optax.GradientTransformation:
     """Decoupled weight decay (Loshchilov and Hutter, ICLR 2019) of kernels; biases and scales are left alone."""
-    return optax.add_decayed_weights(weight, mask=_is_kernel) if weight else optax.identity()
+    return optax.add_decayed_weights(weight, mask=_is_kernel)
 
 
 def _is_kernel(params: Any) -> Any:

@@ -18,6 +18,7 @@ from cure_jax import configs, models
 from cure_jax.configs.methods import METHODS
 from cure_jax.training import fit, objectives
 from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
+from cure_jax.training.gradient_projection import epoch_projection
 from cure_jax.training.loop import initial_state
 from cure_jax.training.objectives import Network
 from cure_jax.training.step import train_step
@@ -365,3 +366,12 @@ def test_the_optimizer_is_that_of_optax(every: str) -> None:
             other, states[1] = reference.update(gradients, states[1], expected)
         params, expected = optax.apply_updates(params, updates), optax.apply_updates(expected, other)
     chex.assert_trees_all_close(params, expected, rtol=1e-5)
+
+
+def test_levers_that_are_off_leave_the_state_of_the_optimizer_as_it_was() -> None:
+    """Checkpoints know its leaves by name."""
+    params = {"kernel": jnp.ones((2, 2))}
+    fields = {"projection.beta": 0.5, "projection.every": "epoch"}
+    state = build_recipe(tiny.config(**fields), tiny.TinyMLP(), 4).optimizer.init(params)
+    expected = epoch_projection(optax.scale_by_adam(), 0.5, 8, 4, optax.constant_schedule(1e-2)).init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
