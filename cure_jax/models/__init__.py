@@ -9,6 +9,7 @@ from cure_jax.models.archive import pretrained, pretrained_examples, pretrained_
 from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
 from cure_jax.models.convnet import ConvNet
 from cure_jax.models.fitted import Fitted, classifier
+from cure_jax.models.lipschitz_net import ContractingConv, ContractingDense, LipschitzNet
 from cure_jax.models.mlp import MLP
 from cure_jax.models.registry import create, names
 from cure_jax.models.resnet import ResNet
@@ -19,8 +20,11 @@ __all__ = [
     "MLP",
     "CNN7_narrow",
     "CNN7_wide",
+    "ContractingConv",
+    "ContractingDense",
     "ConvNet",
     "Fitted",
+    "LipschitzNet",
     "ResNet",
     "classifier",
     "create",

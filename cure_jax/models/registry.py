@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from cure_jax.models.cnn import CNN5, CNN7, CNN7_narrow, CNN7_wide
 from cure_jax.models.convnet import ConvNet
+from cure_jax.models.lipschitz_net import LipschitzNet
 from cure_jax.models.mlp import MLP
 from cure_jax.models.resnet import ResNet
 
@@ -17,6 +18,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "conv_small": ConvNet,
     "conv_medium": functools.partial(ConvNet, dense=(1000,)),
     "conv_deep": functools.partial(ConvNet, convs=((32, 3, 2), (64, 3, 2), (64, 3, 1)), dense=(256,)),
+    "lipschitz_net": LipschitzNet,
     "cnn5": CNN5,
     "cnn7": CNN7,
     "cnn7_narrow": CNN7_narrow,

@@ -16,6 +16,7 @@ SMALL = {
     "conv_small": {},
     "conv_medium": {},
     "conv_deep": {},
+    "lipschitz_net": {"stages": ((4,), (6,)), "dense": (8,)},
     "cnn5": {"width": 4, "dense": 8},
     "cnn7": {"width": 4, "dense": 8},
     "cnn7_narrow": {"width": 4, "dense": 8},

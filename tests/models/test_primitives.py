@@ -18,11 +18,14 @@ NORMALIZATION = {"sub", "div"}
 MLP = {"broadcast_in_dim", "squeeze", "reshape", "dot_general", "add", "custom_jvp_call", "jit", "max", *NORMALIZATION}
 CONV = MLP | {"convolution"}
 BATCH_NORM = CONV | {"rsqrt", "mul"}
+# Of weights alone, but for abs, mul and what moves pixels into channels.
+CONTRACTING = (CONV - {"custom_jvp_call", "jit"}) | {"abs", "mul", "reduce_sum", "rsqrt", "transpose"}
 PRIMITIVES = {
     "mlp": MLP,
     "conv_small": CONV,
     "conv_medium": CONV,
     "conv_deep": CONV,
+    "lipschitz_net": CONTRACTING,
     "cnn5": BATCH_NORM,
     "cnn7": BATCH_NORM,
     "cnn7_narrow": BATCH_NORM,
