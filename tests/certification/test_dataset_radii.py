@@ -48,7 +48,7 @@ def test_what_is_misclassified_has_the_radius_0_in_both():
 
 def test_each_proved_radius_is_proved_and_each_broken_one_broken():
     f = random_mlp(0)
-    x = np.random.default_rng(1).normal(size=(6, 2)).astype(np.float32)
+    x = np.random.default_rng(1).uniform(size=(6, 2)).astype(np.float32)
     labels = np.argmax(np.asarray(jax.vmap(f)(x)), axis=1)
     radii = cj.certified_radii(f, x, labels, {"linf": cj.linf_ball}, high={"linf": 2.0}, key=KEY, tolerance=0.05)
     proved, broken = radii.proved["linf"], radii.broken["linf"]
