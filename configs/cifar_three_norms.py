@@ -1,0 +1,27 @@
+"""CIFAR-10 on two CPU cores, three norms in one union: l_inf 2/255, l_2 0.1 and l_1 2, as Croce and Hein measure it.
+
+    c=configs/cifar_three_norms.py:max
+    python launch/train.py --config=$c --workdir=runs/cifar_three_norms/max
+    python launch/certify.py --workdir=runs/cifar_three_norms/max --method=best --batch_size=25 --num_examples=1000
+
+The l_1 ball has no loss of its own: proofs at the vertices of the ball serve it. TFDS_DATA_DIR or --config.data_dir
+says where the data is. Results: docs/results.md.
+
+Source of the setting: Croce & Hein, "Provable Robustness against all Adversarial l_p-perturbations for p >= 1", ICLR
+2020, Table 1.
+"""
+
+from cure_jax.configs import cifar_cpu
+from cure_jax.configs.methods import Losses, box_ball, lipschitz, small_box, with_method
+from cure_jax.training.config import Config
+
+_LOSSES = Losses(linf=small_box(0.1), l2=box_ball(1.0), l2_alone=lipschitz(1.0))
+
+
+def get_config(method: str = "scratch") -> Config:
+    """The config of one method, see `cure_jax.configs.methods`."""
+    config = cifar_cpu.base()
+    config.setting = "cifar_three_norms"
+    config.radii = {"linf": 2 / 255, "l2": 0.1, "l1": 2.0}
+    config.reported = {}
+    return with_method(config, method, _LOSSES, cifar_cpu.FINETUNING)
