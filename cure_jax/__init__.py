@@ -1,7 +1,8 @@
 """Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
 
 import importlib
-from types import ModuleType
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
 
 from cure_jax.attacks import apgd, pgd
 from cure_jax.bounds import (
@@ -44,6 +45,17 @@ from cure_jax.regions import (
     lp_ball,
 )
 from cure_jax.verification import verify, verify_dataset, verify_property
+
+if TYPE_CHECKING:
+    from cure_jax import configs as configs
+    from cure_jax import data as data
+    from cure_jax import interop as interop
+    from cure_jax import models as models
+    from cure_jax import report as report
+    from cure_jax import testing as testing
+    from cure_jax import training as training
+
+    __version__: str
 
 __all__ = [
     "Box",
@@ -90,7 +102,13 @@ __all__ = [
 _ROOMS = ("configs", "data", "interop", "models", "report", "testing", "training")
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return importlib.metadata.version("cure-jax")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS, "certification", "distributed", "verification", "__version__"])

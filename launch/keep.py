@@ -24,9 +24,9 @@ from absl import flags
 
 import cure_jax as cj
 from cure_jax import models, report, training
+from cure_jax.commands.parts import common, provenance
 from cure_jax.models import archive
 from cure_jax.training.config import from_fields
-from launch.parts import common, provenance
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory, with certify.json.")
 _NAME = flags.DEFINE_string("name", None, "What the network is called, such as digits/max.")

@@ -7,8 +7,8 @@ Afterwards `--config.data_dir=DIR` or TFDS_DATA_DIR=DIR finds it.
 
 from absl import flags
 
+from cure_jax.commands.parts import common
 from cure_jax.data import tiny_imagenet
-from launch.parts import common
 
 _SOURCE = flags.DEFINE_string("source", None, "tiny-imagenet-200.zip, or the folder that it unpacks to.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets lie.")

@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 
 from cure_jax import configs
+from cure_jax.commands.parts.settings import define_config
 from cure_jax.training.workdir import write_config
-from launch.parts.settings import define_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # A file of the user's own, and a program that loads settings, then prints the files that are more than one module.

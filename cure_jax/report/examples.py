@@ -44,7 +44,7 @@ def certified_subsets(verdicts: Verdicts) -> dict[tuple[str, ...], float]:
     if not lengths or len({*lengths.values()}) > 1 or 0 in lengths.values():
         raise ValueError(
             f"Got verdicts of lengths {lengths}; expected verified.NORM for at least one norm, of the same examples. "
-            "Write them with launch/certify.py."
+            "Write them with cure-jax certify."
         )
     norms = ordered(verified)
     subsets = [subset for size in range(len(norms), -1, -1) for subset in itertools.combinations(norms, size)]

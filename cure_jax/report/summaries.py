@@ -131,7 +131,7 @@ def _check(number: int, result: Result) -> None:
     missing = [entry for entry in ("clean", "certified", "radii") if entry not in result]
     if missing:
         raise ValueError(
-            f"Result {number} lacks {missing}; expected the content of a certify.json. Write it with launch/certify.py."
+            f"Result {number} lacks {missing}; expected the content of a certify.json. Write it with cure-jax certify."
         )
     union = result.get("union")
     fractions = {"clean": result["clean"], "union": union}

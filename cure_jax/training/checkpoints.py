@@ -289,7 +289,7 @@ def _usable(directory: AnyPath, step: int | None) -> Iterator[int]:
     newest = next(iter(agreed(lambda: candidates(directory, step))), None)
     if newest is None:
         raise CheckpointError(
-            f"No checkpoint in {directory}: one was expected. Run launch/train.py with this work directory first, or "
+            f"No checkpoint in {directory}: one was expected. Run cure-jax train with this work directory first, or "
             "correct the path."
         )
     try:

@@ -23,7 +23,7 @@ def load(workdir: str | os.PathLike, model: nn.Module | None = None, *, config: 
     Args:
       workdir: of the run; a finished one, or its newest checkpoint is taken, with a warning.
       model: the module that was trained. Not needed for what `models.create` makes of `model` in the config, as
-        `launch/train.py` does.
+        `cure-jax train` does.
       config: as in the work directory, but for what changes no training, such as `reported`; that of the work directory
         if None.
 
@@ -53,7 +53,7 @@ def _interface(metadata: Mapping[str, Any], config: Config) -> tuple[tuple[int, 
     """The shape of an example and the number of classes."""
     if "example_shape" in metadata:
         return tuple(metadata["example_shape"]), metadata["num_classes"]
-    # A checkpoint of an earlier version: launch/train.py trained on the data set of the config.
+    # A checkpoint of an earlier version: cure-jax train trained on the data set of the config.
     shape, num_classes = data.describe(config.dataset, config.data_dir or None)
     crop = config.augmentation.crop
     return ((crop, crop, *shape[2:]) if crop else shape), num_classes

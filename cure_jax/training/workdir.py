@@ -40,7 +40,7 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise WorkdirError(
-            f"There is no {path}; the work directory of a training was expected. Run launch/train.py with it first, "
+            f"There is no {path}; the work directory of a training was expected. Run cure-jax train with it first, "
             "or correct the path."
         ) from None
     except ValueError as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
-from launch.parts import common
+from cure_jax.commands.parts import common
 
 _INSTANCES = flags.DEFINE_string("instances", None, "The table of instances.", required=True)
 _BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which of them; all by default.")

@@ -18,11 +18,11 @@ from ml_collections import config_flags
 
 import cure_jax as cj
 from cure_jax import distributed, training
+from cure_jax.commands.parts import common, processes
 from cure_jax.data import batch_indices
 from cure_jax.training.config import Config, build_recipe
 from cure_jax.training.loop import initial_state
 from cure_jax.training.parallel import compile_steps
-from launch.parts import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config, with a method after a colon.")
 _TASK = flags.DEFINE_enum("task", None, ["verdicts", "float64"], "What to do.")

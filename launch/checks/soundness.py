@@ -33,13 +33,13 @@ from rich.console import Console
 import cure_jax as cj
 from cure_jax import data, models, training
 from cure_jax.certification import METHODS
+from cure_jax.commands.parts import common
 from cure_jax.progress import progress
 from cure_jax.verification import Options, Status
 from launch.checks import changing
 from launch.checks.findings import VERIFY, Tally, enter, table, totals
 from launch.checks.hunting_grounds import Ground, extreme_radii, grounds, usual_radii
 from launch.checks.weak_points import MakeRegion, weakest
-from launch.parts import common
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the table and a counterexample go.")
 _PAIRS = flags.DEFINE_integer("pairs", 100_000, "How many (network, image, region) to bound and attack, at least.")

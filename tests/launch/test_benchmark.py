@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import cure_jax as cj
-from launch import benchmark
-from launch.benchmarks import methods, projection, timing, train
+from cure_jax.commands import benchmark
+from cure_jax.commands.benchmarks import methods, projection, timing, train
 
 BOUNDS = ("bounds", "--features", "2", "--strides", "2", "--size", "4", "--dense", "3", "--rounds", "2")
 # Answers as a verifier would that bounds margins from far below at the radius 0.1, and from above at others.

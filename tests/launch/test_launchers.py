@@ -123,7 +123,7 @@ def test_another_config_is_refused_and_nothing_changes(workdir):
 def test_a_missing_work_directory_is_named(tmp_path):
     message = mistake(launch("certify", CONFIG, f"--workdir={tmp_path / 'nothing'}"))
     assert "nothing" in message
-    assert "launch/train.py" in message
+    assert "cure-jax train" in message
     assert not (tmp_path / "nothing").exists()
 
 

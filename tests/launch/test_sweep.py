@@ -1,9 +1,10 @@
-"""What a sweep runs, skips, repeats and reports: with stand-ins for train.py and certify.py, in real processes."""
+"""What a sweep runs, skips, repeats and reports: with stand-ins for train and certify, in real processes."""
 
 import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,26 +15,21 @@ ROOT = Path(__file__).parents[2]
 STAND_IN = """
 import json, os, pathlib, sys
 
-flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:])
+flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[2:])
 workdir = pathlib.Path(flags["workdir"])
-script = pathlib.Path(__file__).name
+command = sys.argv[1]
 print("a first line")
 print("a line on standard error", file=sys.stderr, flush=True)
-if script + ":" + workdir.parent.name in os.environ.get("FAIL", ""):
+if command + ":" + workdir.parent.name in os.environ.get("FAIL", ""):
     sys.exit("error: no such luck")
 """
-TRAIN = (
-    STAND_IN
-    + """
+TRAIN = """
 (workdir / "checkpoints" / "40").mkdir(parents=True, exist_ok=True)
 if "SECONDS" in os.environ:
     (workdir / "seconds.json").write_text(json.dumps({"training": float(os.environ["SECONDS"])}))
 print("preempted" if workdir.parent.name in os.environ.get("STOP", "") else "trained to step 40")
 """
-)
-CERTIFY = (
-    STAND_IN
-    + """
+CERTIFY = """
 import numpy as np
 
 seed = int(flags["config.seed"])
@@ -52,14 +48,12 @@ np.savez(workdir / "certify.npz", **{name: np.array(value, bool) for name, value
 (workdir / "certify.png").write_bytes(b"")
 print("certified")
 """
-)
 RUNNER = """
-import pathlib, sys
-from absl import app
-from launch import sweep
+import sys
+from cure_jax.commands import sweep
 
-sweep._LAUNCH = pathlib.Path(sys.argv.pop(1))
-app.run(sweep.main)
+sweep._PROGRAM = (sys.executable, sys.argv.pop(1))
+sweep.run()
 """
 CONFIGS = "configs/digits.py:max,configs/digits.py:l2,configs/digits.py:scratch+projection.beta=0+name=no projection"
 
@@ -67,10 +61,10 @@ CONFIGS = "configs/digits.py:max,configs/digits.py:l2,configs/digits.py:scratch+
 @pytest.fixture
 def sweep(tmp_path):
     """Runs a sweep in `tmp_path / "runs"`."""
-    stand_ins = tmp_path / "launch"
-    stand_ins.mkdir()
-    (stand_ins / "train.py").write_text(TRAIN)
-    (stand_ins / "certify.py").write_text(CERTIFY)
+    stand_ins = tmp_path / "stand_ins.py"
+    bodies = (("train", TRAIN), ("certify", CERTIFY))
+    cases = (f"if command == {name!r}:\n" + textwrap.indent(body, "    ") for name, body in bodies)
+    stand_ins.write_text(STAND_IN + "\n".join(cases))
 
     def run(*arguments, fail="", stop=""):
         command = [sys.executable, "-c", RUNNER, str(stand_ins), f"--root={tmp_path / 'runs'}", *arguments]
@@ -90,22 +84,22 @@ def sweep(tmp_path):
 def _calls(log: Path) -> list[str]:
     """What was started, by the log of a run."""
     lines = [line.split() for line in log.read_text().splitlines() if line.startswith("$ ")]
-    return [Path(words[2]).name for words in lines]
+    return [words[3] for words in lines]
 
 
 def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     runs, arguments = tmp_path / "runs", [f"--configs={CONFIGS}", "--seeds=0,1", "--jobs=3"]
-    first = sweep(*arguments, fail="certify.py:max", stop="l2")
+    first = sweep(*arguments, fail="certify:max", stop="l2")
     assert first.returncode == 1
     assert "4 of 6 runs failed, and are not in the tables" in first.stderr
     log = runs / "max" / "seed_1" / "log.txt"
-    assert f"certify.py ended with exit status 1 (error: no such luck), see {log}" in first.stderr
+    assert f"certify ended with exit status 1 (error: no such luck), see {log}" in first.stderr
     # A training that was told to stop is not certified.
-    assert f"{runs / 'l2' / 'seed_0'}: train.py stopped before its end" in first.stderr
-    assert _calls(runs / "l2" / "seed_0" / "log.txt") == ["train.py"]
+    assert f"{runs / 'l2' / 'seed_0'}: train stopped before its end" in first.stderr
+    assert _calls(runs / "l2" / "seed_0" / "log.txt") == ["train"]
     assert "Traceback" not in first.stderr
     assert "a line on standard error" in log.read_text()
-    assert _calls(log) == ["train.py", "certify.py"]
+    assert _calls(log) == ["train", "certify"]
     # The others are in the table, by the names of their entries.
     assert (
         "| no projection | 2 | 100.0 ± 0.0 | 75.0 ± 0.0 | 50.0 ± 0.0 | 37.5 ± 12.5 |" in (runs / "table.md").read_text()
@@ -115,8 +109,8 @@ def test_a_sweep_reports_survives_failures_and_resumes(sweep, tmp_path):
     second = sweep(*arguments)
     assert second.returncode == 0, second.stderr
     assert second.stdout.count("done before") == 2
-    assert _calls(log) == ["train.py", "certify.py"] * 2
-    assert _calls(runs / "no_projection" / "seed_0" / "log.txt") == ["train.py", "certify.py"]
+    assert _calls(log) == ["train", "certify"] * 2
+    assert _calls(runs / "no_projection" / "seed_0" / "log.txt") == ["train", "certify"]
     for name in ("methods", "radius", "union", "alignment", "trade_off"):
         assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     head, _, worst, _, other, *_ = (runs / "table.md").read_text().splitlines()
@@ -139,7 +133,7 @@ def test_a_run_whose_log_cannot_be_written_is_reported_beside_the_others(sweep, 
 
 def test_a_fine_tuning_whose_source_failed_does_not_begin(sweep, tmp_path):
     runs, configs = tmp_path / "runs", "configs/digits.py:linf,configs/digits.py:finetune"
-    first = sweep(f"--configs={configs}", "--seeds=0,1", fail="train.py:linf")
+    first = sweep(f"--configs={configs}", "--seeds=0,1", fail="train:linf")
     assert first.returncode == 1
     assert f"{runs / 'finetune' / 'seed_1'}: not begun, as {runs / 'linf' / 'seed_1'} failed" in first.stderr
     assert not (runs / "finetune" / "seed_1" / "log.txt").exists()
@@ -155,7 +149,7 @@ def test_another_certification_trains_nothing_again(sweep, tmp_path):
         seconds.append(json.loads((workdir / "seconds.json").read_text())["training"])
     assert counts == [2, 4, 4]
     # All four that there are were certified before: nothing is left to do.
-    assert _calls(workdir / "log.txt") == ["train.py", "certify.py"] * 2
+    assert _calls(workdir / "log.txt") == ["train", "certify"] * 2
     # A process that finds the training complete does not add to its seconds.
     assert 0 < seconds[0] == seconds[1] == seconds[2]
 

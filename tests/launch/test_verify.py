@@ -12,8 +12,8 @@ import pytest
 
 import cure_jax as cj
 from cure_jax.certification import UnsafeSet
+from cure_jax.commands.parts.known_verdicts import KnownVerdicts
 from cure_jax.verification import Status
-from launch.parts.known_verdicts import KnownVerdicts
 
 pytest.importorskip("onnx")
 WEIGHTS = jnp.array([[1.0, -1.0], [-1.0, 1.0]])

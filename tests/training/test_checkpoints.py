@@ -289,7 +289,7 @@ def test_metadata_that_is_not_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_load_never_writes(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="Run launch"):
+    with pytest.raises(CheckpointError, match="Run cure-jax train"):
         load(tmp_path / "missing", _ABSTRACT)
     assert not (tmp_path / "missing").exists()
     _save(tmp_path, 1, 2)

@@ -41,7 +41,7 @@ def test_another_config_is_refused_by_the_names_and_values_of_its_fields(tmp_pat
 
 
 def test_missing_and_damaged_configs_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(WorkdirError, match="Run launch"):
+    with pytest.raises(WorkdirError, match="Run cure-jax train"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text('{"seed": ')
     for read in (lambda: read_config(tmp_path), lambda: check_config(tmp_path, _CONFIG)):
@@ -70,7 +70,7 @@ def test_a_bucket_holds_config_and_metrics_as_whole_objects(bucket: str) -> None
     check_config(bucket, _CONFIG)
     with pytest.raises(WorkdirError, match="seed was 0, now 1"):
         check_config(bucket, {**_CONFIG, "seed": 1})
-    with pytest.raises(WorkdirError, match="Run launch"):
+    with pytest.raises(WorkdirError, match="Run cure-jax train"):
         read_config(f"{bucket}/other")
     with MetricWriter(bucket, resume_from=-1) as writer:
         for step in (9, 10, 100):

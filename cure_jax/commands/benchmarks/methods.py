@@ -18,9 +18,9 @@ import cure_jax as cj
 from cure_jax import models
 from cure_jax.certification import METHODS
 from cure_jax.certification.methods import cheap_to_tight
+from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows, take_turns
 from cure_jax.training.config import make_regions
 from cure_jax.training.parallel import as_pixels
-from launch.benchmarks.timing import Check, Report, in_process, rows, take_turns
 
 # A network, images [images, *x] and their labels.
 Data: TypeAlias = tuple[Partial, jax.Array, jax.Array]

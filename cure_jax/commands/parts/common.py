@@ -1,6 +1,7 @@
-"""What the launchers share: start-up, data and model of a config, one-line errors."""
+"""What the commands share: start-up, data and model of a config, one-line errors."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -8,26 +9,34 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import flax.linen as nn
 import jax
 from absl import app, flags
 
 from cure_jax import data, models
+from cure_jax.commands.parts import help_of, xla_flags
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.config import Config
-from launch.parts import xla_flags
 
 # What a user can put right; anything else is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a launcher: a mistake of the user's ends in one sentence and exit status 1, Ctrl-C in one and 130."""
+def run(main: Callable[..., None], required: Sequence[str] = (), takes_more: bool = False) -> None:
+    """Runs a command: a mistake of the user's ends in one sentence and exit status 1, Ctrl-C in one and 130.
+
+    Args:
+      main: What it does. `--help` shows the docstring of its module, and the flags that are defined there.
+      required: Flags that must be given.
+      takes_more: Whether `main` takes what is left of the command line; else nothing may be left.
+    """
+    flags.mark_flags_as_required(required)
 
     def guarded(arguments: Sequence[str]) -> None:
-        if len(arguments) > 1:
+        if len(arguments) > 1 and not takes_more:
             sys.exit(f"error: unexpected argument {arguments[1]!r}; expected only flags. See --help.")
         logging.getLogger("cure_jax").setLevel(logging.INFO)
         # It reports every accelerator that this machine does not have.
@@ -37,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         _enable_compilation_cache()
         xla_flags.use()
         try:
-            main()
+            main(*([arguments[1:]] if takes_more else []))
         except _USER_ERRORS as error:
             if os.environ.get("CURE_JAX_TRACEBACK"):
                 _fail_at_once()
@@ -53,7 +62,7 @@ def run(main: Callable[[], None]) -> None:
             _fail_at_once()
             raise
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=functools.partial(_parse_flags, sys.modules[main.__module__]))
 
 
 def _say(sentence: str) -> None:
@@ -74,8 +83,11 @@ def _fail_at_once() -> None:
         os._exit(1)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
+def _parse_flags(module: ModuleType, arguments: list[str]) -> list[str]:
     """Parses flags; an unknown config field or method ends in one sentence too."""
+    if help_of.is_wanted(arguments[1:]):
+        print(help_of.text(module, arguments[0]))
+        sys.exit()
     try:
         return flags.FLAGS(arguments)
     except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:

@@ -1,4 +1,4 @@
-"""Training steps: with and without XLA's flags of the launchers and, if given, beside PyTorch.
+"""Training steps: with and without XLA's flags of `cure-jax train` and, if given, beside PyTorch.
 
 Each program is a process of its own, as flags are read once; they take turns on the same cores, with the same random
 images and initial weights of its own kind. A step is all of it: attack, bounds, gradients, Adam. PyTorch runs the same
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.benchmarks import peer
-from launch.benchmarks.timing import Check, Report, Seconds, rows, take_turns
-from launch.parts.xla_flags import known_flags
+from cure_jax.commands.benchmarks import peer
+from cure_jax.commands.benchmarks.timing import Check, Report, Seconds, rows, take_turns
+from cure_jax.commands.parts.xla_flags import known_flags
 
 _CNN7 = [(32, 3, 1), (32, 3, 1), (64, 3, 2), (64, 3, 1), (64, 3, 1)]
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -43,7 +43,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, help="images in a batch; the network's own if left out")
     command.add_argument("--attack_steps", type=int, default=8, help="of small_box and max")
     command.add_argument("--steps", type=int, default=4, help="training steps in one measurement")
-    command.add_argument("--xla_flags", default=known_flags(), help="of the first program; the launchers' if left out")
+    command.add_argument(
+        "--xla_flags", default=known_flags(), help="of the first program; those of cure-jax train if left out"
+    )
     command.add_argument("--separate", action="store_true", help="PyTorch attacks one norm after the other")
     command.add_argument("--peer_python", help="interpreter of an environment with torch and numpy")
 

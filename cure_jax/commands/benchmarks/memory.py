@@ -16,7 +16,7 @@ import numpy as np
 import cure_jax as cj
 from cure_jax import models, training
 from cure_jax.certification import METHODS
-from launch.benchmarks.timing import Check, Report, in_process, rows, take_turns
+from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows, take_turns
 
 _GIB = 2**30
 

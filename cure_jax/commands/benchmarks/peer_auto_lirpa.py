@@ -1,6 +1,6 @@
-"""CROWN of auto_LiRPA as a child of `launch/benchmark.py`; runs in an environment with torch, without JAX.
+"""CROWN of auto_LiRPA as a child of `cure-jax benchmark`; runs in an environment with torch, without JAX.
 
-    PYTHON launch/benchmarks/peer_auto_lirpa.py CHECKOUT PROBLEM.npz
+    PYTHON cure_jax/commands/benchmarks/peer_auto_lirpa.py CHECKOUT PROBLEM.npz
 
 A first line says that it is ready. Requests are `{"eps": 0.1}`. An answer has the lower bounds of the margins, the
 seconds that they took, and how many neurons before each ReLU are active, inactive and unstable. All options are the

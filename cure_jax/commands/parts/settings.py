@@ -8,6 +8,9 @@ from ml_collections import config_flags
 from cure_jax import configs
 from cure_jax.training.config import Config
 
+# The flag is one of the command's own.
+flags.disclaim_key_flags()
+
 _EXPECTED = "A setting, or the path of a config, with a method after a colon."
 
 

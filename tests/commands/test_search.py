@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cure_jax import configs
-from launch.parts import search
+from cure_jax.commands.parts import search
 
 SPACE = "losses.l2.fraction=0.4..0.8,learning_rate=1e-3..5e-3:log,optimizer=adam|radam"
 

@@ -21,8 +21,8 @@ from flax import traverse_util
 
 import cure_jax as cj
 from cure_jax import models
-from launch.benchmarks import peer
-from launch.benchmarks.timing import Check, Report, Seconds, in_process, rows, take_turns
+from cure_jax.commands.benchmarks import peer
+from cure_jax.commands.benchmarks.timing import Check, Report, Seconds, in_process, rows, take_turns
 
 _REFERENCE = "forward + backward"
 _CROWN, _MARGINS, _PEER = "crown", "margins", "auto_LiRPA crown"

@@ -13,7 +13,7 @@ from jax import lax
 
 import cure_jax as cj
 from cure_jax import data
-from launch.benchmarks.timing import Check, Report, in_process, rows, take_turns
+from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows, take_turns
 
 _BISECTION_STEPS = 30
 _TOLERANCE = 1e-4

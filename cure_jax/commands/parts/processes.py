@@ -1,4 +1,4 @@
-"""Flags of launchers that may run as several processes, and joining them."""
+"""Flags of commands that may run as several processes, and joining them."""
 
 import logging
 

@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from launch.parts import common, provenance
-from launch.parts.settings import define_config
+from cure_jax.commands.parts import common, provenance
+from cure_jax.commands.parts.settings import define_config
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
@@ -66,7 +66,7 @@ def parse(words: Iterable[str]) -> list[Entry]:
 
 
 def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
-    """The config that the launchers will see.
+    """The config that the commands will see.
 
     Args:
       entry: Of the sweep.
@@ -94,7 +94,7 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def arguments_of(entry: Entry, overrides: Sequence[str]) -> list[str]:
-    """What train.py and certify.py get; the entry's own overrides come last, so they win."""
+    """What train and certify get; the entry's own overrides come last, so they win."""
     return [f"--config={entry.config}", *overrides, *entry.overrides]
 
 
@@ -126,7 +126,7 @@ def own_start(config: Mapping[str, Any], arguments: Sequence[str], workdirs: Map
 
     Args:
       config: From `read_config`; `start_from` is empty or the work directory of another training.
-      arguments: What its launchers get; a `--config.start_from` among them is obeyed.
+      arguments: What its commands get; a `--config.start_from` among them is obeyed.
       workdirs: {(setting, directory of the entry, seed): work directory} of the sweep, and {(setting, name, seed, batch
         size): work directory}.
 
@@ -145,9 +145,9 @@ def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) 
     """Whether a certification was finished, of this config and in this way.
 
     Args:
-      result: Path of certify.json (or validation.json); the picture beside it is what certify.py writes last.
+      result: Path of certify.json (or validation.json); the picture beside it is what certify writes last.
       config: From `read_config`.
-      wanted: `method`, `arithmetic` and `num_examples` that certify.py would be called with.
+      wanted: `method`, `arithmetic` and `num_examples` that certify would be called with.
 
     Returns:
       Whether there is nothing left to do.
@@ -161,7 +161,7 @@ def is_done(result: Path, config: Mapping[str, Any], wanted: Mapping[str, Any]) 
     newest = provenance.last_checkpoint(result.parent)
     if newest is not None and done.get("step", newest) != newest:
         return False
-    # And so, perhaps, has a fine-tuning whose source was trained again: train.py knows.
+    # And so, perhaps, has a fine-tuning whose source was trained again: training knows.
     if (saved := provenance.last_saved(config.get("start_from", ""))) is not None and saved > result.stat().st_mtime:
         return False
     same = (done["method"], done.get("arithmetic", "float32")) == (wanted["method"], wanted["arithmetic"])

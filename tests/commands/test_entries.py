@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.parts import entries
+from cure_jax.commands.parts import entries
 
 DIGITS = "configs/digits.py"
 

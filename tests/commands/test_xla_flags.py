@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from launch.parts import xla_flags
+from cure_jax.commands.parts import xla_flags
 
 (FLAG,) = xla_flags.KNOWN
 NAME = FLAG.partition("=")[0]
@@ -27,5 +27,7 @@ def test_what_is_set_stays(given, expected, monkeypatch):
 
 
 def test_the_installed_version_takes_its_flags():
-    program = "import os; from launch.parts import xla_flags; xla_flags.use(); import jax; print(jax.devices())"
+    program = (
+        "import os; from cure_jax.commands.parts import xla_flags; xla_flags.use(); import jax; print(jax.devices())"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

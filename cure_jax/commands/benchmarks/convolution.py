@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows, take_turns
 from cure_jax.convolution import convolution as ours
 from cure_jax.models.layers import flatten
-from launch.benchmarks.timing import Check, Report, in_process, rows, take_turns
 
 _STEP_SIZE = 0.01
 _TOLERANCE = 1e-3

@@ -1,6 +1,6 @@
-"""Training steps of cure_jax as a child of `launch/benchmark.py train`, with flags of XLA of its own.
+"""Training steps of cure_jax as a child of `cure-jax benchmark train`, with flags of XLA of its own.
 
-    PYTHON launch/benchmarks/train_worker.py XLA_FLAGS PROBLEM.npz
+    PYTHON cure_jax/commands/benchmarks/train_worker.py XLA_FLAGS PROBLEM.npz
 
 A first line says that it is ready. A request is `{"loss": "max", "steps": 4}`; an answer has the seconds of a step and
 the loss.

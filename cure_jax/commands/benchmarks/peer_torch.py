@@ -1,6 +1,6 @@
-"""Training steps of PyTorch as a child of `launch/benchmark.py train`; runs in an environment with torch, without JAX.
+"""Training steps of PyTorch as a child of `cure-jax benchmark train`; runs in an environment with torch, without JAX.
 
-    PYTHON launch/benchmarks/peer_torch.py "" PROBLEM.npz
+    PYTHON cure_jax/commands/benchmarks/peer_torch.py "" PROBLEM.npz
 
 A first line says that it is ready. A request is `{"loss": "max", "steps": 4, "channels": "last", "separate": false}`;
 an answer has the seconds of a step and the loss. The losses are those of `cure_jax.training.objectives` as one would

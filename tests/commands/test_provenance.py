@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from launch.parts import provenance
+from cure_jax.commands.parts import provenance
 
 
 def _git(directory, *arguments):

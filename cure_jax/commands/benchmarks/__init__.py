@@ -1,0 +1,1 @@
+"""What `cure-jax benchmark` times: one benchmark a file."""

@@ -1,0 +1,1 @@
+"""What several of the programs `cure-jax` and launch/ are made of."""

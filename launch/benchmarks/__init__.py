@@ -1,1 +1,0 @@
-"""What `launch/benchmark.py` times: one benchmark a file."""

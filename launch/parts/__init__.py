@@ -1,1 +1,0 @@
-"""What several of the programs in launch/ are made of."""
