@@ -26,6 +26,7 @@ import cure_jax as cj
 from cure_jax import models, report, training
 from cure_jax.models import archive
 from cure_jax.training.config import from_fields
+from cure_jax.training.fields import with_new_names
 from launch.parts import common, provenance
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory, with certify.json.")
@@ -86,7 +87,7 @@ def keep(workdir: Path, name: str) -> None:
             )
     facts = {
         # Where its data lay is nobody else's business.
-        "config": {**result["config"], "data_dir": ""},
+        "config": {**with_new_names(result["config"]), "data_dir": ""},
         "num_classes": split.num_classes,
         "commit": _COMMIT.value or result["commit"],
         "training_seconds": _SECONDS.value or result["training_seconds"],

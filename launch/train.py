@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/digits.py:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
 
 An interrupted run resumes when the same command is given again, on any number of devices and processes; after SIGTERM
-or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As several processes: launch/README.md. See
-`cure_jax.training.default_config` for the fields.
+or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As several processes: launch/README.md. The
+fields of a config (docs/config.md has them as tables):
 """
 
 import sys
@@ -14,8 +14,12 @@ from pathlib import Path
 from absl import flags
 
 from cure_jax import training
+from cure_jax.training import reference
 from cure_jax.training.workdir import as_path
 from launch.parts import common, processes, provenance, settings
+
+# For --help.
+__doc__ = f"{__doc__}\n{reference.text()}\n"
 
 _CONFIG = settings.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")

@@ -13,13 +13,14 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
+from cure_jax.training.fields import with_new_names
 from launch.parts import common, provenance
 from launch.parts.settings import define_config
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
 # A plus sign starts an override only where `field=` follows: 1e+5 is a number.
-_WHOLE = ("radii", "reported", "weights", "model")
+_WHOLE = ("radii", "reported", "norm_weights", "model")
 _OVERRIDE = re.compile(r"\+(?=[A-Za-z_][\w.]*=)")
 
 
@@ -111,9 +112,10 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     Returns:
       Names of fields.
     """
+    done = with_new_names(done)
     old, new = (flatten_dict(dict(fields), sep=".") for fields in (done, wanted))
     whole = [part for part in ("radii", "reported") if done.get(part) != wanted.get(part)]
-    whole += [part for part in ("weights", "model") if part in done and done[part] != wanted.get(part)]
+    whole += [part for part in ("norm_weights", "model") if part in done and done[part] != wanted.get(part)]
     whole += ["losses"] if "losses" in done and {*done["losses"]} != {*wanted.get("losses", {})} else []
     shared = [name for name in new if name in old and name not in _INCIDENTAL and old[name] != new[name]]
     return [*whole, *(name for name in shared if name.partition(".")[0] not in _WHOLE)]

@@ -13,6 +13,7 @@ import pytest
 from cure_jax import models
 from cure_jax.models import Fitted
 from cure_jax.training import CheckpointError, WorkdirError, fit, load, loop, restore
+from cure_jax.training.fields import RENAMED, identity
 from tests.training import tiny
 
 _MODEL = {"name": "mlp", "options": {"features": (6,)}}
@@ -102,7 +103,10 @@ def test_what_earlier_versions_wrote_is_read_by_the_data_set_of_its_config(
     images = np.random.default_rng(0).uniform(size=(32, 8, 8, 1)).astype(np.float32)
     monkeypatch.setattr(loop._Trainer, "_record", _without_interface)
     fitted = fit(models.create("mlp", 10, features=(6,)), (images, np.arange(32) % 10), config, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(loop._identity(config.to_dict())))
+    then = {new: old for old, new in RENAMED.items()}
+    fields = {then.get(name, name): value for name, value in identity(config.to_dict()).items()}
+    assert "l1" in fields
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     loaded = load(tmp_path)
     chex.assert_trees_all_equal(loaded.variables, fitted.variables)
     assert loaded.example_shape == ((4, 4, 1) if crop else (8, 8, 1))
