@@ -26,7 +26,7 @@ import cure_jax as cj
 from cure_jax import models, report, training
 from cure_jax.models import archive
 from cure_jax.training.config import from_fields
-from cure_jax.training.fields import with_new_names
+from cure_jax.training.names import with_new_names
 from launch.parts import common, provenance
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory, with certify.json.")

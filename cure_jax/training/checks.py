@@ -4,7 +4,6 @@ What a single field may hold stands beside it, in `fields` and `losses`; what fi
 `warn` says what is allowed and rarely meant.
 """
 
-import difflib
 import functools
 import itertools
 import logging
@@ -15,8 +14,9 @@ from typing import Any
 import ml_collections
 
 from cure_jax.training.config import Config, alignment_pairs, default_config, norm_exponent
-from cure_jax.training.fields import FIELDS, RENAMED, Field
+from cure_jax.training.fields import FIELDS, Field
 from cure_jax.training.losses import LOSSES
+from cure_jax.training.names import unknown
 
 __all__ = ["check", "warn"]
 
@@ -80,7 +80,7 @@ def _doubts(config: Config, shape: Sequence[int], steps_per_epoch: int) -> Itera
 def _check_names(config: Config, known: Config, prefix: str) -> None:
     for name in config:
         if name not in known:
-            raise ValueError(_unknown(name, known, prefix))
+            raise ValueError(unknown(prefix + name))
     if missing := [prefix + name for name in known if name not in config]:
         raise ValueError(
             f"The config has no {', '.join(missing)}; expected every field of training.default_config(). Start from "
@@ -91,14 +91,6 @@ def _check_names(config: Config, known: Config, prefix: str) -> None:
         if isinstance(known[name], ml_collections.ConfigDict) and path not in FIELDS:
             _require(isinstance(value, ml_collections.ConfigDict), path, value, f"the fields {', '.join(known[name])}")
             _check_names(value, known[name], path + ".")
-
-
-def _unknown(name: str, known: Config, prefix: str) -> str:
-    if not prefix and name in RENAMED:
-        return f"The config field {name!r} is called {RENAMED[name]!r} now; expected the new name. Rename it."
-    close = difflib.get_close_matches(name, list(known), n=1)
-    hint = f"Did you mean {prefix + close[0]!r}?" if close else f"Known: {', '.join(known)}."
-    return f"Unknown config field {prefix + name!r}; expected fields of training.default_config(). {hint}"
 
 
 def _check_value(path: str, value: Any, field: Field) -> None:
@@ -159,7 +151,7 @@ def _check_norms(config: Config) -> None:
 def _check_loss(config: Config, name: str, loss: Any) -> None:
     norm_exponent(name)
     path = f"losses.{name}"
-    example = {"kind": loss if isinstance(loss, str) and loss in LOSSES else "small_box"}
+    example = {"kind": loss if str(loss) in LOSSES else "small_box"}
     is_loss = isinstance(loss, Mapping | ml_collections.ConfigDict)
     _require(is_loss, path, loss, f"a dictionary, as {example}")
     _require(name in config.radii, path, dict(loss), f"a norm that has a radius ({', '.join(config.radii)})")

@@ -23,9 +23,10 @@ from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, optimizers, reference, schedules
 from cure_jax.training.augmentation import augmentation
-from cure_jax.training.fields import FIELDS, with_new_names
+from cure_jax.training.fields import FIELDS
 from cure_jax.training.gradient_projection import EpochProjectionState, epoch_projection, gradient_projection
 from cure_jax.training.losses import LOSSES
+from cure_jax.training.names import with_new_names
 from cure_jax.training.step import Alignment, Recipe
 
 __all__ = [

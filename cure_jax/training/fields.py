@@ -7,7 +7,7 @@ the losses are in `losses`.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["FIELDS", "RENAMED", "SECTIONS", "Field", "identity", "with_new_names"]
+__all__ = ["FIELDS", "SECTIONS", "Field"]
 
 
 class Field(NamedTuple):
@@ -350,40 +350,3 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
 }
 
 FIELDS: Mapping[str, Field] = {path: field for fields in SECTIONS.values() for path, field in fields.items()}
-
-# Fields that once had another name. Work directories and results of then keep it; nobody else may use it.
-RENAMED: Mapping[str, str] = {
-    "l1": "l1_penalty",
-    "weights": "norm_weights",
-    "regularizer": "warmup_regularizer",
-    "average": "average_decay",
-    "kappa_ramp_epochs": "natural_ramp_epochs",
-    "kappa_final": "natural_weight",
-}
-
-
-def with_new_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that was written down, by the names that they have today.
-
-    Examples:
-      >>> with_new_names({"l1": 1e-5, "epochs": 70})
-      {'l1_penalty': 1e-05, 'epochs': 70}
-    """
-    return {RENAMED.get(name, name): value for name, value in fields.items()}
-
-
-def identity(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What determines the result of a run: by today's names, without what changes nothing.
-
-    Args:
-      fields: of a config, old or new, or the config itself.
-    """
-    return {
-        name: value
-        for name, value in with_new_names(fields).items()
-        if not (name in FIELDS and _changes_nothing(FIELDS[name], value))
-    }
-
-
-def _changes_nothing(field: Field, value: Any) -> bool:
-    return field.is_incidental or (field.is_later and value == field.default)

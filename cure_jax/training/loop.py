@@ -27,10 +27,10 @@ from cure_jax.training.checkpoints import Checkpoints, load, load_variables
 from cure_jax.training.checks import check, warn
 from cure_jax.training.collapse import watch_for_collapse
 from cure_jax.training.config import Config, build_recipe
-from cure_jax.training.fields import identity
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.lock import Lock, hold
 from cure_jax.training.metrics import MetricWriter
+from cure_jax.training.names import identity
 from cure_jax.training.network import check_network, classifier, initial_variables, population_statistics
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices

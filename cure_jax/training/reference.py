@@ -3,8 +3,9 @@
 import textwrap
 from collections.abc import Iterator, Mapping
 
-from cure_jax.training.fields import RENAMED, SECTIONS, Field
+from cure_jax.training.fields import SECTIONS, Field
 from cure_jax.training.losses import LOSSES, Loss
+from cure_jax.training.names import RENAMED
 
 __all__ = ["markdown", "text"]
 

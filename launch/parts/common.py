@@ -17,7 +17,8 @@ from cure_jax import data, models
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.config import Config
-from launch.parts import xla_flags
+from launch.parts import settings, xla_flags
+from launch.parts.settings import in_one_line
 
 # What a user can put right; anything else is a bug and keeps its traceback.
 _USER_ERRORS = (ValueError, OSError, ModuleNotFoundError, CheckpointError, TrainingDiverged, WorkdirError)
@@ -81,13 +82,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:
         if os.environ.get("CURE_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
-
-
-def in_one_line(error: BaseException) -> str:
-    """What went wrong."""
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(message.replace("\\n", " ").split()).rstrip(".")
+        sys.exit(f"error: {settings.explained(error, arguments)}")
 
 
 def load_split(config: Config, split: str) -> data.Dataset:

@@ -13,9 +13,9 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from cure_jax.training.fields import with_new_names
-from launch.parts import common, provenance
-from launch.parts.settings import define_config
+from cure_jax.training.names import with_new_names
+from launch.parts import provenance
+from launch.parts.settings import define_config, explained
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
@@ -84,10 +84,7 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         rest, fields = values(arguments), values.config.to_dict()
     except (KeyError, AttributeError, ValueError, TypeError, OSError, flags.Error) as error:
-        raise ValueError(
-            f"{entry.name}: {common.in_one_line(error)}. Expected a setting or a file, one of its methods, and fields "
-            "of training.default_config()."
-        ) from error
+        raise ValueError(f"{entry.name}: {explained(error, arguments)}") from error
     if len(rest) > 1:
         raise ValueError(f"Got the argument {rest[1]!r} after --; expected --config.FIELD=VALUE. Correct it.")
     # As JSON has them: lists for tuples.

@@ -13,7 +13,7 @@ import pytest
 from cure_jax import models
 from cure_jax.models import Fitted
 from cure_jax.training import CheckpointError, WorkdirError, fit, load, loop, restore
-from cure_jax.training.fields import RENAMED, identity
+from cure_jax.training.names import RENAMED, identity
 from tests.training import tiny
 
 _MODEL = {"name": "mlp", "options": {"features": (6,)}}
@@ -21,7 +21,13 @@ _MODEL = {"name": "mlp", "options": {"features": (6,)}}
 
 def _config(**fields: Any) -> ml_collections.ConfigDict:
     """IBP alone on one device, which compiles fast; with things that change no training."""
-    quick = {"losses": {"linf": {"kind": "ibp"}}, "regularizer": 0.0, "parallel": "jit", "epochs": 1, "ramp_end": 1.0}
+    quick = {
+        "losses": {"linf": {"kind": "ibp"}},
+        "warmup_regularizer": 0.0,
+        "parallel": "jit",
+        "epochs": 1,
+        "ramp_end": 1.0,
+    }
     config = tiny.config(**{**quick, "milestones": (), "setting": "tiny", "name": "ibp", **fields})
     config.model, config.reported = ml_collections.ConfigDict(_MODEL), {"l1": 0.5}
     return config

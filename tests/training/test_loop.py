@@ -26,7 +26,7 @@ _DATA = tiny.data(size=32)
 
 def _quick(**fields: Any) -> ml_collections.ConfigDict:
     """IBP alone on one device, which compiles fast."""
-    ibp = {"losses": {"linf": {"kind": "ibp"}}, "regularizer": 0.0, "parallel": "jit"}
+    ibp = {"losses": {"linf": {"kind": "ibp"}}, "warmup_regularizer": 0.0, "parallel": "jit"}
     return tiny.config(**{**ibp, **fields})
 
 

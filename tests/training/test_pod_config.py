@@ -6,7 +6,7 @@ import pytest
 from cure_jax.configs import digits, pod
 from cure_jax.training.checks import check
 from cure_jax.training.config import build_recipe
-from cure_jax.training.fields import identity
+from cure_jax.training.names import identity
 from tests.training import tiny
 
 
