@@ -18,7 +18,7 @@ def get_config(method: str = "scratch") -> Config:
     config.radii = {"linf": 8 / 255, "l2": 0.5}
     config.reported = {"l1": 1.0}
     config.epochs, config.milestones = 180, (140, 160)
-    config.l1 = 1e-6 if method == "l2" else 0.0
+    config.l1_penalty = 1e-6 if method == "l2" else 0.0
     if method == "l2":
         config.epochs, config.milestones = 160, (120, 140)
     losses = Losses(linf=small_box(0.7), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))

@@ -36,6 +36,6 @@ def get_config(method: str = "scratch") -> Config:
     config.radii = {"linf": 2 / 255, "l2": 0.25}
     config.reported = {"l1": 0.5}
     config.epochs, config.milestones = 160, (120, 140)
-    config.l1 = 1e-6
+    config.l1_penalty = 1e-6
     losses = Losses(linf=small_box(0.1, shrinking=0.4), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))
     return with_method(config, method, losses, _FINETUNING)

@@ -17,7 +17,7 @@ def get_config(method: str = "scratch") -> Config:
     config.setting = "mnist_large"
     config.radii = {"linf": 0.3, "l2": 1.0}
     config.reported = {"l1": 2.0}
-    config.l1 = 1e-6
+    config.l1_penalty = 1e-6
     config.alignment.weight = 0.5
     losses = Losses(linf=small_box(0.6), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))
     return with_method(config, method, losses, _FINETUNING)

@@ -24,7 +24,7 @@ def base() -> Config:
     config.reported = {"l1": 1.0}
     config.epochs, config.milestones, config.ramp_end = 70, (50, 60), 22.0
     config.batch_size = 256
-    config.l1 = 1e-5
+    config.l1_penalty = 1e-5
     config.alignment.weight = 2.0
     config.projection.beta = 0.8
     return config

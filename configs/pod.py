@@ -46,6 +46,8 @@ def with_batch(config: Config, batch_size: int) -> Config:
     config.batch_size = batch_size
     config.learning_rate *= math.sqrt(factor)
     config.warmup_epochs = float(config.natural_epochs or config.epochs / 20)
-    for field in ("scan_steps", "checkpoint_every"):
-        config[field] = max(1, round(config[field] / factor))
+    runs = config.checkpoint_every / config.scan_steps
+    config.scan_steps = max(1, round(config.scan_steps / factor))
+    # Checkpoints fall between compiled runs.
+    config.checkpoint_every = max(1, round(runs)) * config.scan_steps
     return config

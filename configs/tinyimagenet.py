@@ -25,7 +25,7 @@ def get_config(method: str = "scratch") -> Config:
     config.radii = {"linf": 1 / 255, "l2": 36 / 255}
     config.reported = {"l1": 72 / 255}
     config.epochs, config.milestones = 180, (140, 160)
-    config.l1 = 1e-6
+    config.l1_penalty = 1e-6
     config.projection.beta = 0.5
     losses = Losses(linf=small_box(0.4), l2=lipschitz(0.5), l2_alone=lipschitz(0.6))
     return with_method(config, method, losses, _FINETUNING)

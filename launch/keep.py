@@ -27,6 +27,7 @@ from cure_jax import models, report, training
 from cure_jax.commands.parts import common, provenance
 from cure_jax.models import archive
 from cure_jax.training.config import from_fields
+from cure_jax.training.names import with_new_names
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory, with certify.json.")
 _NAME = flags.DEFINE_string("name", None, "What the network is called, such as digits/max.")
@@ -86,7 +87,7 @@ def keep(workdir: Path, name: str) -> None:
             )
     facts = {
         # Where its data lay is nobody else's business.
-        "config": {**result["config"], "data_dir": ""},
+        "config": {**with_new_names(result["config"]), "data_dir": ""},
         "num_classes": split.num_classes,
         "commit": _COMMIT.value or result["commit"],
         "training_seconds": _SECONDS.value or result["training_seconds"],

@@ -3,8 +3,8 @@
     cure-jax train --config=digits:scratch --workdir=runs/digits/scratch [--config.FIELD=VALUE ...]
 
 An interrupted run resumes when the same command is given again, on any number of devices and processes; after SIGTERM
-or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As several processes: docs/pods.md. See
-`cure_jax.training.default_config` for the fields.
+or Ctrl-C it saves its state first, and a second Ctrl-C ends it at once. As several processes: docs/pods.md. The fields
+of a config (docs/config.md has them as tables):
 """
 
 import sys
@@ -15,7 +15,11 @@ from absl import flags
 
 from cure_jax import training
 from cure_jax.commands.parts import common, processes, provenance, settings
+from cure_jax.training import reference
 from cure_jax.training.workdir import as_path
+
+# For --help.
+__doc__ = f"{__doc__}\n{reference.text()}\n"
 
 flags.adopt_module_key_flags(processes)
 _CONFIG = settings.define_config()

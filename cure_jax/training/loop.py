@@ -24,10 +24,13 @@ from cure_jax.training.augmentation import center_crop
 from cure_jax.training.average import with_average
 from cure_jax.training.checkpoint_files import CheckpointError, saved_steps
 from cure_jax.training.checkpoints import Checkpoints, load, load_variables
-from cure_jax.training.config import Config, build_recipe, check
+from cure_jax.training.checks import check, warn
+from cure_jax.training.collapse import watch_for_collapse
+from cure_jax.training.config import Config, build_recipe
 from cure_jax.training.initializers import ibp_init
 from cure_jax.training.lock import Lock, hold
 from cure_jax.training.metrics import MetricWriter
+from cure_jax.training.names import identity
 from cure_jax.training.network import check_network, classifier, initial_variables, population_statistics
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices
@@ -39,18 +42,6 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
-# Where a run happens and what is reported of it, not what it computes: may differ when it is resumed.
-_INCIDENTAL = ("setting", "name", "data_dir", "parallel", "keep_checkpoints", "reported", "profile_steps")
-# Fields of later versions that change nothing at these values: what was trained before they came can be resumed.
-_WITHOUT_EFFECT = {
-    "warmup_epochs": 0.0,
-    "optimizer": "adam",
-    "weight_decay": 0.0,
-    "gradient_clip": 0.0,
-    "kappa_final": 0.0,
-    "average": 0.0,
-    "population_statistics": False,
-}
 _VALIDATION_BATCH = 250
 
 
@@ -98,13 +89,6 @@ def fit(
       RuntimeError: if the processes were given different things.
     """
     check(config)
-    if config.ramp_end > config.epochs:
-        _LOGGER.warning(
-            "The radius is reached at epoch %g (ramp_end), but the training ends after %d: raise epochs, or lower "
-            "ramp_end.",
-            config.ramp_end,
-            config.epochs,
-        )
     crop = config.augmentation.crop
     images, labels = _prepared(model, data, crop)
     if images.ndim != 4 and any(config.augmentation.to_dict().values()):
@@ -125,9 +109,10 @@ def fit(
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
         )
+    warn(config, center_crop(images[:1], crop).shape[1:], steps_per_epoch)
     recipe = build_recipe(config, model, steps_per_epoch)
     if workdir is not None:
-        workdirs.check_config(workdir, config.to_dict(), _identity)
+        workdirs.check_config(workdir, config.to_dict(), identity)
     state, start = _first_state(config, recipe, center_crop(images[:1], crop), workdir)
     trainer = _Trainer(config, recipe, (images, labels), validation, config.epochs * steps_per_epoch, workdir, start)
     distributed.check_same(
@@ -138,7 +123,7 @@ def fit(
     directory = workdirs.as_path(workdir) / "checkpoints"
     with hold(workdir) as lock, Checkpoints(directory, max_to_keep=config.keep_checkpoints) as checkpoints:
         # Again: another training may have been here until now.
-        workdirs.check_config(workdir, config.to_dict(), _identity)
+        workdirs.check_config(workdir, config.to_dict(), identity)
         restored = checkpoints.restore(jax.eval_shape(lambda: state))
         if restored is not None:
             state = restored[1]
@@ -163,7 +148,7 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     """
     check(config)
     workdirs.read_config(workdir)
-    workdirs.check_config(workdir, config.to_dict(), _identity)
+    workdirs.check_config(workdir, config.to_dict(), identity)
     # Only the structure of the state matters, and steps enough to keep the milestones apart.
     recipe = build_recipe(config, model, steps_per_epoch=1000)
     abstract = jax.eval_shape(lambda: initial_state(config, recipe, example, start=False))
@@ -233,15 +218,6 @@ def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
     return images if images.dtype == np.uint8 else checked, labels
 
 
-def _identity(config: Mapping[str, Any] | Config) -> dict[str, Any]:
-    """What determines the result of a run."""
-    return {
-        name: value
-        for name, value in config.items()
-        if name not in _INCIDENTAL and not (name in _WITHOUT_EFFECT and value == _WITHOUT_EFFECT[name])
-    }
-
-
 class _Files(NamedTuple):
     """What a training writes in its work directory."""
 
@@ -282,7 +258,7 @@ class _Trainer:
         # On the device once and for all, or the part of each process run by run.
         images, labels = jax.device_put(self.data) if jax.process_count() == 1 else self.data
         history: list[dict[str, float | int]] = []
-        step = int(state.step)
+        step, watch = int(state.step), watch_for_collapse(self.data[1])
         listen = notices() if files is not None else contextlib.nullcontext(lambda steps: False)
         bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
         with listen as told_to_stop, bars as bar, self._profiler() as profile, compile_seconds() as compiling:
@@ -303,6 +279,7 @@ class _Trainer:
                     # Only now: a config that fails before has to be changed, and would not be accepted any more.
                     workdirs.write_config(self.workdir, self.config.to_dict())
                 history.append({"step": step, **record})
+                watch(history)
                 if step == self.total:
                     state, due = self._finished(state), True
                 if due and self.validation is not None:

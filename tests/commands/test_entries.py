@@ -110,7 +110,13 @@ def test_differences_of_configs():
     assert entries.differences(done, {name: value for name, value in done.items() if name != "gone"} | {"new": 1}) == []
     assert entries.differences(done, {**done, "radii": {"linf": 0.1, "l2": np.float64(0.5)}}) == ["radii"]
     assert entries.differences(done, {**done, "losses": {}}) == ["losses"]
-    assert entries.differences({**done, "weights": {}}, {**done, "weights": {"l2": 1.0}}) == ["weights"]
+    weighted = {**done, "norm_weights": {"l2": 1.0}}
+    assert entries.differences({**done, "norm_weights": {}}, weighted) == ["norm_weights"]
+    # What was certified before a field had its name.
+    assert entries.differences({**done, "weights": {}, "l1": 0.0}, {**weighted, "l1_penalty": 0.1}) == [
+        "norm_weights",
+        "l1_penalty",
+    ]
     assert entries.differences({**done, "model": {"options": {}}}, {**done, "model": {"options": {"width": 32}}}) == [
         "model"
     ]

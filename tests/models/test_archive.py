@@ -13,7 +13,8 @@ import pytest
 import cure_jax as cj
 from cure_jax import models, training
 from cure_jax.models import archive
-from cure_jax.training.config import check, from_fields
+from cure_jax.training.checks import check
+from cure_jax.training.config import from_fields
 
 INDEX = models.pretrained_index()
 # Networks of one architecture are compiled once, but those with convolutions still take a minute.

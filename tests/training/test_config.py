@@ -17,7 +17,8 @@ from jax.tree_util import Partial
 from cure_jax import configs, models
 from cure_jax.configs.methods import METHODS
 from cure_jax.training import fit, objectives
-from cure_jax.training.config import build_recipe, check, default_config, make_regions, norm_exponent
+from cure_jax.training.checks import check
+from cure_jax.training.config import build_recipe, default_config, make_regions, norm_exponent
 from cure_jax.training.gradient_projection import epoch_projection
 from cure_jax.training.loop import initial_state
 from cure_jax.training.objectives import Network
@@ -52,6 +53,15 @@ def test_the_default_config_is_right() -> None:
         ({"epoch": 3}, r"Unknown config field 'epoch'.*Did you mean 'epochs'\?"),
         ({"alignment.wieght": 1.0}, r"Unknown config field 'alignment\.wieght'.*Did you mean 'alignment\.weight'\?"),
         ({"xyz": 3}, r"Unknown config field 'xyz'.*Known: alignment, attack_steps"),
+        ({"l1": 1e-5}, r"The config field 'l1' is called 'l1_penalty' now.*Rename it"),
+        ({"epochs": "3"}, r"config\.epochs is '3'; expected a whole number"),
+        ({"epochs": 2.5}, r"config\.epochs is 2\.5; expected a whole number"),
+        ({"seed": True}, r"config\.seed is True; expected a whole number"),
+        ({"milestones": "50"}, r"config\.milestones is '50'; expected a tuple of numbers"),
+        ({"augmentation.flip": 1}, r"config\.augmentation\.flip is 1; expected True or False"),
+        ({"alignment": 0.5}, r"config\.alignment is 0\.5; expected the fields weight"),
+        ({"radii": 0.1}, r"config\.radii is 0\.1; expected a dictionary, as \{'linf': 0\.1"),
+        ({"losses": {"linf": "ibp"}}, r"config\.losses\.linf is 'ibp'; expected a dictionary, as \{'kind': 'ibp'\}"),
         ({"radii": {}}, r"config\.radii is {}"),
         ({"radii.l2": -0.1}, r"config\.radii\.l2 is -0\.1; expected a finite radius >= 0"),
         ({"radii.l2": math.inf}, r"config\.radii\.l2 is inf"),
@@ -81,11 +91,11 @@ def test_the_default_config_is_right() -> None:
         ({"precision": "bf16"}, r"config\.precision is 'bf16'; expected one of default, high, highest"),
         ({"initialization": "kaiming"}, r"config\.initialization is 'kaiming'"),
         ({"parallel": "ddp"}, r"config\.parallel is 'ddp'; expected one of auto, jit, shard_map, pmap"),
-        ({"weights": {"linf": 1.0}}, r"config\.weights .*only joint has weights"),
-        ({"weights": {"linf": -1.0}, "combine": "joint"}, r"config\.weights .*at least 0 and not all 0"),
+        ({"norm_weights": {"linf": 1.0}}, r"config\.norm_weights .*only joint has weights"),
+        ({"norm_weights": {"linf": -1.0}, "combine": "joint"}, r"config\.norm_weights .*at least 0 and not all 0"),
         (
-            {"weights": {"l2": 1.0}, "combine": "joint"},
-            r"config\.weights is {'l2': 1\.0}; expected those of losses \(linf\)",
+            {"norm_weights": {"l2": 1.0}, "combine": "joint"},
+            r"config\.norm_weights is {'l2': 1\.0}; expected those of losses \(linf\)",
         ),
         ({"alignment.weight": -1.0}, r"config\.alignment\.weight is -1\.0"),
         ({**_ALIGNED, "alignment.lower": "l1"}, r"config\.alignment\.lower is 'l1'; expected a norm of losses"),
@@ -97,12 +107,12 @@ def test_the_default_config_is_right() -> None:
         ({"milestones": (0, 50)}, r"config\.milestones is \(0, 50\)"),
         ({"projection.beta": 1.5}, r"config\.projection\.beta is 1\.5; expected a share in \[0, 1\]"),
         ({"projection.beta": _NAN}, r"config\.projection\.beta is nan"),
-        ({"kappa_final": 2.0}, r"config\.kappa_final is 2\.0; expected a share in \[0, 1\]"),
-        ({"average": 1.0}, r"config\.average is 1\.0; expected a decay in \[0, 1\)"),
+        ({"natural_weight": 2.0}, r"config\.natural_weight is 2\.0; expected a share in \[0, 1\]"),
+        ({"average_decay": 1.0}, r"config\.average_decay is 1\.0; expected a decay in \[0, 1\)"),
         ({"optimizer": "sgd"}, r"config\.optimizer is 'sgd'; expected one of adam, radam"),
         ({"losses.linf.attack_fraction": -1.0}, r"config\.losses\.linf\.attack_fraction is -1\.0"),
         *[
-            ({field: 0}, rf"config\.{field} is 0; expected a finite number, at least 1")
+            ({field: 0}, rf"config\.{field} is 0; expected a whole number, at least 1")
             for field in ("epochs", "batch_size", "scan_steps", "checkpoint_every", "keep_checkpoints", "attack_steps")
         ],
         *[
@@ -111,9 +121,9 @@ def test_the_default_config_is_right() -> None:
                 "learning_rate",
                 "milestone_factor",
                 "natural_epochs",
-                "kappa_ramp_epochs",
-                "regularizer",
-                "l1",
+                "natural_ramp_epochs",
+                "warmup_regularizer",
+                "l1_penalty",
                 "weight_decay",
                 "gradient_clip",
             )
@@ -140,7 +150,7 @@ def test_fit_checks_before_it_computes_or_writes(tmp_path: Path) -> None:
 
 def test_right_variations_pass() -> None:
     check(_config({"losses": {"linf": {"kind": "ibp"}, "l2": {"kind": "lipschitz", "fraction": 0.5}}}))
-    check(_config({"losses": _BOTH, "combine": "joint", "weights": {"l2": 0.3, "linf": 0.7}}))
+    check(_config({"losses": _BOTH, "combine": "joint", "norm_weights": {"l2": 0.3, "linf": 0.7}}))
     check(_config({"radii": {"l1": 1.0, "l3": 0.2}, "losses": {"l3": {"kind": "pgd"}}, "reported": {"l2": 0.0}}))
     check(_config({**_ALIGNED, "milestones": (), "natural_epochs": 0.0, "ramp_end": 0.0, "learning_rate": 0.0}))
 

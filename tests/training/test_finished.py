@@ -13,6 +13,7 @@ import pytest
 from cure_jax import models
 from cure_jax.models import Fitted
 from cure_jax.training import CheckpointError, WorkdirError, fit, load, loop, restore
+from cure_jax.training.names import RENAMED, identity
 from tests.training import tiny
 
 _MODEL = {"name": "mlp", "options": {"features": (6,)}}
@@ -20,7 +21,13 @@ _MODEL = {"name": "mlp", "options": {"features": (6,)}}
 
 def _config(**fields: Any) -> ml_collections.ConfigDict:
     """IBP alone on one device, which compiles fast; with things that change no training."""
-    quick = {"losses": {"linf": {"kind": "ibp"}}, "regularizer": 0.0, "parallel": "jit", "epochs": 1, "ramp_end": 1.0}
+    quick = {
+        "losses": {"linf": {"kind": "ibp"}},
+        "warmup_regularizer": 0.0,
+        "parallel": "jit",
+        "epochs": 1,
+        "ramp_end": 1.0,
+    }
     config = tiny.config(**{**quick, "milestones": (), "setting": "tiny", "name": "ibp", **fields})
     config.model, config.reported = ml_collections.ConfigDict(_MODEL), {"l1": 0.5}
     return config
@@ -102,7 +109,10 @@ def test_what_earlier_versions_wrote_is_read_by_the_data_set_of_its_config(
     images = np.random.default_rng(0).uniform(size=(32, 8, 8, 1)).astype(np.float32)
     monkeypatch.setattr(loop._Trainer, "_record", _without_interface)
     fitted = fit(models.create("mlp", 10, features=(6,)), (images, np.arange(32) % 10), config, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(loop._identity(config.to_dict())))
+    then = {new: old for old, new in RENAMED.items()}
+    fields = {then.get(name, name): value for name, value in identity(config.to_dict()).items()}
+    assert "l1" in fields
+    (tmp_path / "config.json").write_text(json.dumps(fields))
     loaded = load(tmp_path)
     chex.assert_trees_all_equal(loaded.variables, fitted.variables)
     assert loaded.example_shape == ((4, 4, 1) if crop else (8, 8, 1))

@@ -26,7 +26,7 @@ _DATA = tiny.data(size=32)
 
 def _quick(**fields: Any) -> ml_collections.ConfigDict:
     """IBP alone on one device, which compiles fast."""
-    ibp = {"losses": {"linf": {"kind": "ibp"}}, "regularizer": 0.0, "parallel": "jit"}
+    ibp = {"losses": {"linf": {"kind": "ibp"}}, "warmup_regularizer": 0.0, "parallel": "jit"}
     return tiny.config(**{**ibp, **fields})
 
 
@@ -292,7 +292,7 @@ def _with(array: np.ndarray, index: tuple[int, ...], value: float) -> np.ndarray
         (_DATA[0], _DATA[1], {"batch_size": 33}, r"batch_size 33 exceeds the 32 training examples"),
         (_DATA[0], _DATA[1], {"batch_size": 12, "parallel": "auto"}, r"batch_size 12 does not divide over 8 devices"),
         (_DATA[0], _DATA[1], {"epochs": 0}, r"config\.epochs is 0"),
-        (_DATA[0], _DATA[1], {"weights": {"l1": 1.0}, "combine": "joint"}, r"weights"),
+        (_DATA[0], _DATA[1], {"norm_weights": {"l1": 1.0}, "combine": "joint"}, r"norm_weights"),
         (_DATA[0], _DATA[1], {"parallel": "ddp"}, r"parallel .*'ddp'"),
     ],
 )
@@ -331,7 +331,7 @@ def test_batch_norm_without_a_device_axis_trains_on_one_device_and_is_refused_on
 
 def test_what_is_certified_is_the_average_with_the_statistics_of_all_images(tmp_path: Path) -> None:
     """Also after a run that was finished is read again."""
-    model, fields = tiny.TinyConvNet(), {"average": 0.5, "population_statistics": True}
+    model, fields = tiny.TinyConvNet(), {"average_decay": 0.5, "population_statistics": True}
     fitted = fit(model, _DATA, _quick(**fields), tmp_path)
     last = fit(model, _DATA, _quick())
     chex.assert_trees_all_equal(fitted.variables["params"], fitted.state.average)

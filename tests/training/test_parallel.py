@@ -10,7 +10,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from cure_jax.training.config import build_recipe, check
+from cure_jax.training.checks import check
+from cure_jax.training.config import build_recipe
 from cure_jax.training.loop import initial_state
 from cure_jax.training.parallel import compile_steps
 from cure_jax.training.state import TrainState
@@ -75,7 +76,7 @@ def test_cure_scratch_with_batch_norm_is_the_same_however_it_is_divided() -> Non
 def test_random_norm_deals_out_the_batch_alike_however_it_is_divided() -> None:
     # Two examples a device are one of each norm.
     losses = {"linf": {"kind": "ibp"}, "l2": {"kind": "dual_norm"}}
-    config = tiny.config(combine="random_norm", losses=losses, regularizer=0.0)
+    config = tiny.config(combine="random_norm", losses=losses, warmup_regularizer=0.0)
     sharded, single = _train(tiny.TinyMLP(), config, ["shard_map", "jit"])
     chex.assert_trees_all_close(sharded, single, rtol=1e-4, atol=1e-4)
 

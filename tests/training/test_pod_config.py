@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from cure_jax.configs import digits, pod
-from cure_jax.training.config import build_recipe, check
-from cure_jax.training.loop import _identity
+from cure_jax.training.checks import check
+from cure_jax.training.config import build_recipe
+from cure_jax.training.names import identity
 from tests.training import tiny
 
 
@@ -35,9 +36,9 @@ def test_the_learning_rate_warms_up_during_its_epochs() -> None:
 
 
 def test_a_work_directory_from_before_warm_up_can_be_resumed() -> None:
-    assert "warmup_epochs" not in _identity(tiny.config())
-    assert _identity(tiny.config(warmup_epochs=2.0))["warmup_epochs"] == 2.0
-    assert "profile_steps" not in _identity(tiny.config(profile_steps=(1, 2)))
+    assert "warmup_epochs" not in identity(tiny.config())
+    assert identity(tiny.config(warmup_epochs=2.0))["warmup_epochs"] == 2.0
+    assert "profile_steps" not in identity(tiny.config(profile_steps=(1, 2)))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from cure_jax.training.parallel import _own_part, compile_steps
 from cure_jax.training.preemption import notices
 from tests.training import tiny
 
-_CONFIG = tiny.config(losses={"linf": {"kind": "ibp"}}, regularizer=0.0, parallel="jit", epochs=6)
+_CONFIG = tiny.config(losses={"linf": {"kind": "ibp"}}, warmup_regularizer=0.0, parallel="jit", epochs=6)
 _DATA = tiny.data(size=32)
 
 

@@ -60,7 +60,7 @@ def _clean_loss(params: Any, batch_stats: Any, images: jax.Array = _IMAGES) -> t
 
 
 def test_the_loss_is_the_sum_of_its_parts_in_every_stage() -> None:
-    config = tiny.scratch(l1=0.01, regularizer=0.7)
+    config = tiny.scratch(l1_penalty=0.01, warmup_regularizer=0.7)
     recipe = build_recipe(config, _CONV, steps_per_epoch=2)
     state = jax.jit(lambda: initial_state(config, recipe, np.zeros((1, *tiny.SHAPE), np.float32)))()
     step = jax.jit(lambda state: train_step(recipe, state, _IMAGES, _LABELS, None))

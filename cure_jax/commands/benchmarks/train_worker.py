@@ -46,13 +46,14 @@ def _started(network: dict[str, Any], loss: str, images: np.ndarray) -> Any:
     """The compiled run of steps, and the state that it begins with."""
     import jax.numpy as jnp
 
-    from cure_jax.training.config import build_recipe, check, default_config
+    from cure_jax.training.checks import check
+    from cure_jax.training.config import build_recipe, default_config
     from cure_jax.training.loop import initial_state
     from cure_jax.training.parallel import compile_steps
 
     config = default_config()
     config.batch_size, config.attack_steps = len(images), network["attack_steps"]
-    config.regularizer = config.l1 = 0.0
+    config.warmup_regularizer = config.l1_penalty = 0.0
     boxes = {norm: {"kind": "small_box", "ratio": 0.4} for norm in _RADII}
     norm = "l2" if loss in ("lipschitz", "box_ball") else "linf"
     losses = {"max": boxes, "small_box": {"linf": boxes["linf"]}}.get(loss, {norm: {"kind": loss}})

@@ -16,7 +16,8 @@ import jax
 from absl import app, flags
 
 from cure_jax import data, models
-from cure_jax.commands.parts import help_of, xla_flags
+from cure_jax.commands.parts import help_of, settings, xla_flags
+from cure_jax.commands.parts.settings import in_one_line
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
 from cure_jax.training.augmentation import center_crop
 from cure_jax.training.config import Config
@@ -93,13 +94,7 @@ def _parse_flags(module: ModuleType, arguments: list[str]) -> list[str]:
     except (KeyError, AttributeError, ValueError, TypeError, FileNotFoundError, flags.Error) as error:
         if os.environ.get("CURE_JAX_TRACEBACK"):
             raise
-        sys.exit(f"error: {in_one_line(error)}. Expected flags of --help and fields of training.default_config().")
-
-
-def in_one_line(error: BaseException) -> str:
-    """What went wrong."""
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(message.replace("\\n", " ").split()).rstrip(".")
+        sys.exit(f"error: {settings.explained(error, arguments)}")
 
 
 def load_split(config: Config, split: str) -> data.Dataset:

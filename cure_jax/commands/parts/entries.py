@@ -13,13 +13,14 @@ from typing import Any
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from cure_jax.commands.parts import common, provenance
-from cure_jax.commands.parts.settings import define_config
+from cure_jax.commands.parts import provenance
+from cure_jax.commands.parts.settings import define_config, explained
+from cure_jax.training.names import with_new_names
 
 # Where a run happens and how it is called, not what it computes.
 _INCIDENTAL = ("name", "data_dir", "parallel", "keep_checkpoints")
 # A plus sign starts an override only where `field=` follows: 1e+5 is a number.
-_WHOLE = ("radii", "reported", "weights", "model")
+_WHOLE = ("radii", "reported", "norm_weights", "model")
 _OVERRIDE = re.compile(r"\+(?=[A-Za-z_][\w.]*=)")
 
 
@@ -83,10 +84,7 @@ def read_config(entry: Entry, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         rest, fields = values(arguments), values.config.to_dict()
     except (KeyError, AttributeError, ValueError, TypeError, OSError, flags.Error) as error:
-        raise ValueError(
-            f"{entry.name}: {common.in_one_line(error)}. Expected a setting or a file, one of its methods, and fields "
-            "of training.default_config()."
-        ) from error
+        raise ValueError(f"{entry.name}: {explained(error, arguments)}") from error
     if len(rest) > 1:
         raise ValueError(f"Got the argument {rest[1]!r} after --; expected --config.FIELD=VALUE. Correct it.")
     # As JSON has them: lists for tuples.
@@ -111,9 +109,10 @@ def differences(done: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]
     Returns:
       Names of fields.
     """
+    done = with_new_names(done)
     old, new = (flatten_dict(dict(fields), sep=".") for fields in (done, wanted))
     whole = [part for part in ("radii", "reported") if done.get(part) != wanted.get(part)]
-    whole += [part for part in ("weights", "model") if part in done and done[part] != wanted.get(part)]
+    whole += [part for part in ("norm_weights", "model") if part in done and done[part] != wanted.get(part)]
     whole += ["losses"] if "losses" in done and {*done["losses"]} != {*wanted.get("losses", {})} else []
     shared = [name for name in new if name in old and name not in _INCIDENTAL and old[name] != new[name]]
     return [*whole, *(name for name in shared if name.partition(".")[0] not in _WHOLE)]
