@@ -5,8 +5,8 @@
 What it prints is written in `cure_jax/training/fields.py` and `cure_jax/training/losses.py`.
 """
 
+from cure_jax.commands.parts import common
 from cure_jax.training import reference
-from launch.parts import common
 
 
 def main() -> None:
