@@ -1,8 +1,7 @@
-"""A network with its parameters, and as a function of one example: flax modules see batches, bounds see one example."""
+"""A network with its parameters, and as a function of one example: networks see batches, bounds see one example."""
 
 import dataclasses
-import inspect
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -12,10 +11,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from cure_jax.equality import ByValue
+from cure_jax.models.functional import Variables, functional
 
-__all__ = ["Fitted", "apply_batch", "classifier", "initial_variables", "mode"]
-
-Variables = Mapping[str, Any]
+__all__ = ["Fitted", "apply_batch", "classifier", "initial_variables"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +21,16 @@ class Fitted:
     """A trained network.
 
     Attributes:
-      model: the flax module.
+      model: what was trained: a linen module, an nnx module that holds what was trained, or a pair of functions.
       config: that it was trained with, an `ml_collections.ConfigDict`; its `radii` are those to certify.
-      variables: parameters and running averages, what `model.apply` takes.
+      variables: parameters and running averages, what `model.apply` of a linen module takes.
       example_shape: of what the classifier takes.
       state: the last state of training, a `training.TrainState`; None for a network that is kept without it.
       history: metrics, one record for each compiled run of steps of THIS call of `training.fit`: means over its steps;
         `radius_scale` and `validation_accuracy` are those at its end.
     """
 
-    model: nn.Module
+    model: Any
     config: Any
     variables: Variables
     example_shape: tuple[int, ...]
@@ -44,42 +42,78 @@ class Fitted:
         """The network as a function of one example, for bounds, attacks and `certify`."""
         return classifier(self.model, self.variables)
 
+    def as_nnx(self) -> Any:
+        """An nnx module of batches with the parameters and running averages, in inference mode.
 
-def classifier(model: nn.Module, variables: Variables) -> Partial:
+        Of a linen module it is a `flax.nnx.bridge.ToNNX`, which takes the arguments of the linen module.
+
+        Returns:
+          A module of its own: training it changes nothing here.
+
+        Raises:
+          TypeError: for a pair of functions, which is no module.
+
+        Examples:
+          >>> from cure_jax import models
+          >>> module = models.pretrained("digits/max").as_nnx()
+          >>> module(jnp.zeros((1, 8, 8, 1))).shape, module.Dense_0["kernel"].shape
+          ((1, 10), (64, 128))
+        """
+        from flax import nnx
+
+        if isinstance(self.model, tuple):
+            raise TypeError("The network is a pair of functions; expected a module of flax. Use fitted.classifier.")
+        if not isinstance(self.model, nn.Module):
+            return functional(self.model).module(self.variables)
+        images = jnp.zeros((1, *self.example_shape))
+        module = nnx.bridge.ToNNX(self.model, rngs=nnx.Rngs(0)).lazy_init(images)
+        # From now on it draws nothing.
+        module.to_nnx__rngs = None
+        for collection in self.variables.values():
+            nnx.update(module, dict(collection))
+        return module
+
+
+def classifier(model: Any, variables: Variables | None = None) -> Partial:
     """The network as a function of ONE example, in inference mode: what bounds, attacks and `certify` take.
 
     Args:
-      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`.
-      variables: its parameters and running averages.
+      model: a network of batches, `[batch, *x] -> [batch, classes]`, as `training.fit` takes it: a linen module, an nnx
+        module or a pair of functions.
+      variables: its parameters and running averages, `{"params": ..., "batch_stats": ...}`; those that an nnx module
+        holds if None.
 
     Returns:
       `[*x] -> [classes]`, as a `jax.tree_util.Partial`: the variables are leaves of a pytree, not compiled in. What is
       compiled is found again for equal modules, by the values of their array fields too.
+
+    Raises:
+      TypeError: for what is no network, or one that holds no variables and got none.
     """
-    return Partial(ByValue(_OneExample(model)), variables)
+    network = functional(model)
+    if variables is None:
+        variables = getattr(network, "initial", None)
+    if variables is None:
+        raise TypeError(
+            f"classifier got {network.name} without variables; expected them, as only nnx modules hold their own. Pass "
+            "classifier(model, variables)."
+        )
+    return Partial(ByValue(_OneExample(network.apply)), variables)
 
 
-def apply_batch(
-    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"]
-) -> Float[Array, "batch classes"]:
-    """Logits of a batch in inference mode, for modules with and without a `train` argument."""
-    return jnp.asarray(model.apply(variables, images, **mode(model, train=False)))
+def apply_batch(model: Any, variables: Variables, images: Float[Array, "batch *x"]) -> Float[Array, "batch classes"]:
+    """Logits of a batch in inference mode, for networks with and without a `train` argument."""
+    return functional(model).apply(variables, images)
 
 
-def initial_variables(model: nn.Module, streams: Any, images: jax.Array) -> dict[str, Any]:
+def initial_variables(model: Any, streams: Any, images: jax.Array) -> dict[str, Any]:
     """Parameters and, with such a collection, `batch_stats`; other collections are left out."""
-    variables = model.init(streams, images, **mode(model, train=False))
-    return {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-
-
-def mode(model: nn.Module, *, train: bool) -> dict[str, Any]:
-    """The argument `train` of a module, if it has one."""
-    return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}
+    return functional(model).init(streams, images)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OneExample:
-    model: nn.Module
+    apply: Callable[[Variables, jax.Array], jax.Array]
 
     def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
-        return apply_batch(self.model, variables, x[None])[0]
+        return self.apply(variables, x[None])[0]

@@ -12,13 +12,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import flax.linen as nn
 import jax
 import ml_collections
 import optax
 from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
 
+from cure_jax.models.functional import functional
 from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, optimizers, reference, schedules
@@ -108,7 +108,7 @@ class _Ball:
         return lp_ball(x, eps, self.p, PIXELS)
 
 
-def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Recipe:
+def build_recipe(config: Config, model: Any, steps_per_epoch: int) -> Recipe:
     """Everything that a training step needs, from a checked config."""
 
     def steps(epochs: float | int) -> int:
@@ -133,7 +133,7 @@ def build_recipe(config: Config, model: nn.Module, steps_per_epoch: int) -> Reci
         rate = optax.scale_by_learning_rate(rate)
         optimizer = optax.chain(optax.with_extra_args_support(projected), *decay, rate)
     return Recipe(
-        model=model,
+        model=functional(model),
         objective=_batch_objective(config),
         optimizer=optimizer,
         radius_scale=schedules.exponential_ramp(steps(config.natural_epochs), ramp_end),

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 
 from cure_jax import data, models
@@ -17,7 +16,7 @@ from cure_jax.training.loop import restore
 __all__ = ["load"]
 
 
-def load(workdir: str | os.PathLike, model: nn.Module | None = None, *, config: Config | None = None) -> Fitted:
+def load(workdir: str | os.PathLike, model: Any = None, *, config: Config | None = None) -> Fitted:
     """Loads the trained network of a work directory, which is left as it is.
 
     Args:

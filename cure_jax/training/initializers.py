@@ -1,19 +1,15 @@
 """Weight initialisation for interval bound propagation."""
 
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from cure_jax.training.network import initial_variables
+from cure_jax.models.functional import functional
 
 
-def ibp_init(model: nn.Module, params: PyTree, key: PRNGKeyArray, example: Any) -> PyTree:
+def ibp_init(model: Any, params: PyTree, key: PRNGKeyArray, example: Any) -> PyTree:
     r"""Draw the kernels of a network so that interval bounds neither explode nor vanish with depth.
 
     Every kernel of a `flax.linen` dense or convolutional layer but the last becomes
@@ -55,10 +51,11 @@ def ibp_init(model: nn.Module, params: PyTree, key: PRNGKeyArray, example: Any) 
       Shi et al., `Fast Certified Robust Training with Short Warmup <https://arxiv.org/abs/2103.17268>`_, 2021,
       section 4.1
     """
-    fan_ins = _fan_ins(model, example)
+    network = functional(model)
+    fan_ins = network.fan_ins(example)
     if not fan_ins:
         raise ValueError(
-            f"ibp_init found no layer to initialise in {type(model).__name__}; a model that runs flax.linen.Dense or "
+            f"ibp_init found no layer to initialise in {network.name}; a model that runs flax.linen.Dense or "
             "flax.linen.Conv layers was expected. Keep its own initialisation instead."
         )
     # A dict keeps the order of execution.
@@ -78,26 +75,6 @@ def ibp_init(model: nn.Module, params: PyTree, key: PRNGKeyArray, example: Any) 
     if missing := [".".join(path) for path in fan_ins if path not in found]:
         raise ValueError(
             f"ibp_init got parameters without {', '.join(missing)}; the 'params' collection of this "
-            f"{type(model).__name__} was expected. Pass model.init(key, example)['params']."
+            f"{network.name} was expected. Pass model.init(key, example)['params']."
         )
     return drawn
-
-
-def _fan_ins(model: nn.Module, example: Any) -> dict[tuple[str, ...], int]:
-    """Fan-in of every dense or convolutional kernel by its path, in the order of (last) execution."""
-    fan_ins: dict[tuple[str, ...], int] = {}
-
-    def record(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        result = call(*args, **kwargs)
-        if isinstance(context.module, nn.Dense | nn.Conv) and context.method_name == "__call__":
-            path = (*context.module.path, "kernel")
-            # The kernel as the layer sees it: inside nn.scan or nn.vmap the stored one has one more axis.
-            *inputs, _ = jnp.shape(context.module.get_variable("params", "kernel"))
-            fan_ins.pop(path, None)
-            fan_ins[path] = math.prod(inputs)
-        return result
-
-    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
-    with nn.intercept_methods(record):
-        jax.eval_shape(functools.partial(initial_variables, model), streams, example)
-    return fan_ins

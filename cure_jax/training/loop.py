@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from cure_jax import graph as graphs
 from cure_jax.bounds.lipschitz import initial_vectors
 from cure_jax.data import batch_indices
 from cure_jax.models import Fitted
+from cure_jax.models.functional import Functional, functional
 from cure_jax.progress import compile_seconds, device_memory, profiled, progress
 from cure_jax.training import workdir as workdirs
 from cure_jax.training.augmentation import center_crop
@@ -31,7 +31,7 @@ from cure_jax.training.initializers import ibp_init
 from cure_jax.training.lock import Lock, hold
 from cure_jax.training.metrics import MetricWriter
 from cure_jax.training.names import identity
-from cure_jax.training.network import check_network, classifier, initial_variables, population_statistics
+from cure_jax.training.network import check_network, classifier, population_statistics
 from cure_jax.training.parallel import Run, as_pixels, compile_steps
 from cure_jax.training.preemption import Preempted, notices
 from cure_jax.training.state import TrainState
@@ -50,7 +50,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 def fit(
-    model: nn.Module,
+    model: Any,
     data: Arrays,
     config: Config,
     workdir: str | os.PathLike | None = None,
@@ -90,7 +90,8 @@ def fit(
     """
     check(config)
     crop = config.augmentation.crop
-    images, labels = _prepared(model, data, crop)
+    network = functional(model)
+    images, labels = _prepared(network, data, crop)
     if images.ndim != 4 and any(config.augmentation.to_dict().values()):
         raise ValueError(
             f"config.augmentation is {config.augmentation.to_dict()}, for images of shape {images.shape[1:]}; expected "
@@ -103,14 +104,14 @@ def fit(
                 f"validation has images of shape {np.shape(validation[0])[1:]}; expected {expected}, as they are "
                 "certified. Crop or resize them."
             )
-        validation = _prepared(model, validation, 0)
+        validation = _prepared(network, validation, 0)
     steps_per_epoch = len(images) // config.batch_size
     if steps_per_epoch == 0:
         raise ValueError(
             f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
         )
     warn(config, center_crop(images[:1], crop).shape[1:], steps_per_epoch)
-    recipe = build_recipe(config, model, steps_per_epoch)
+    recipe = build_recipe(config, network, steps_per_epoch)
     if workdir is not None:
         workdirs.check_config(workdir, config.to_dict(), identity)
     state, start = _first_state(config, recipe, center_crop(images[:1], crop), workdir)
@@ -133,7 +134,7 @@ def fit(
             return trainer.run(state, _Files(lock, checkpoints, writer))
 
 
-def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str | os.PathLike) -> Fitted:
+def restore(model: Any, example: np.ndarray, config: Config, workdir: str | os.PathLike) -> Fitted:
     """The trained network of a work directory, read without changing anything.
 
     Args:
@@ -155,7 +156,8 @@ def restore(model: nn.Module, example: np.ndarray, config: Config, workdir: str 
     step, state, metadata = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     if step < (total := metadata.get("total_steps", step)):
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
-    return Fitted(model, config.copy_and_resolve_references(), state.variables, np.shape(example)[1:], state)
+    network, kept = recipe.model.module(state.variables), config.copy_and_resolve_references()
+    return Fitted(network, kept, state.variables, np.shape(example)[1:], state)
 
 
 def _first_state(
@@ -177,7 +179,7 @@ def initial_state(config: Config, recipe: Recipe, example: np.ndarray | jax.Arra
     key = jax.random.key(config.seed)
     init_key, ibp_key, vector_key, run_key = jax.random.split(key, 4)
     pixels = as_pixels(jnp.asarray(example))
-    variables = jax.jit(functools.partial(initial_variables, recipe.model))(init_key, pixels)
+    variables = jax.jit(functional(recipe.model).init)(init_key, pixels)
     params = variables["params"]
     if config.initialization == "ibp":
         params = ibp_init(recipe.model, params, ibp_key, pixels)
@@ -210,11 +212,11 @@ def _check_origin(workdir: str | os.PathLike, metadata: Mapping[str, Any], origi
             )
 
 
-def _prepared(model: nn.Module, data: Arrays, crop: int) -> Arrays:
+def _prepared(network: Functional, data: Arrays, crop: int) -> Arrays:
     """Checked images and labels; uint8 images stay uint8, a quarter of the memory."""
     images, labels = np.asarray(data[0]), np.asarray(data[1])
     example = jax.ShapeDtypeStruct((1, *((crop, crop) if crop else images.shape[1:3]), *images.shape[3:]), np.float32)
-    checked, labels = validate(images, labels, check_network(model, example))
+    checked, labels = validate(images, labels, check_network(network, example))
     return images if images.dtype == np.uint8 else checked, labels
 
 
@@ -247,11 +249,12 @@ class _Trainer:
     @functools.cached_property
     def interface(self) -> dict[str, Any]:
         """What the network takes and gives, and whether `models.create` makes it of the config: for `finished.load`."""
-        model, shape = self.recipe.model, center_crop(self.data[0][:1], self.config.augmentation.crop).shape
+        network, shape = self.recipe.model, center_crop(self.data[0][:1], self.config.augmentation.crop).shape
         images = jax.ShapeDtypeStruct(shape, np.float32)
-        logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
-        by_name = _is_made_of(self.config, model, logits.shape[1])
-        return {"example_shape": list(shape[1:]), "num_classes": logits.shape[1], "model_by_name": by_name}
+        variables = jax.eval_shape(network.init, jax.random.key(0), images)
+        num_classes = jax.eval_shape(network.apply, variables, images).shape[1]
+        by_name = _is_made_of(self.config, network, num_classes)
+        return {"example_shape": list(shape[1:]), "num_classes": num_classes, "model_by_name": by_name}
 
     def run(self, state: TrainState, files: _Files | None) -> Fitted:
         compiled = self._compiled()
@@ -294,7 +297,8 @@ class _Trainer:
         state = jax.device_get(distributed.local(state))
         shape = tuple(self.interface["example_shape"])
         config = self.config.copy_and_resolve_references()
-        return Fitted(self.recipe.model, config, state.variables, shape, state, history)
+        model = self.recipe.model.module(state.variables)
+        return Fitted(model, config, state.variables, shape, state, history)
 
     def _finished(self, state: TrainState) -> TrainState:
         """What is certified: the averaged parameters, if any, and the statistics of BatchNorm that belong to them."""
@@ -348,10 +352,10 @@ def _predictions(f: jax.tree_util.Partial, images: jax.Array) -> jax.Array:
     return jax.lax.map(lambda image: jnp.argmax(f(as_pixels(image))), images, batch_size=_VALIDATION_BATCH)
 
 
-def _is_made_of(config: Config, model: nn.Module, num_classes: int) -> bool:
+def _is_made_of(config: Config, network: Functional, num_classes: int) -> bool:
     """Whether `models.create` makes this very module of the config, which need not name it."""
     try:
-        return models.create(config.model.name, num_classes, **config.model.options.to_dict()) == model
+        return functional(models.create(config.model.name, num_classes, **config.model.options.to_dict())) == network
     except (ValueError, TypeError):
         return False
 

@@ -9,20 +9,19 @@ Only `nn.BatchNorm` makes statistics of a batch, each with a momentum of its own
 flax makes of it. What another module makes of the images there is refused.
 """
 
-import inspect
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from cure_jax.models.fitted import Variables, apply_batch, classifier, initial_variables, mode
+from cure_jax.models.fitted import apply_batch, classifier, initial_variables
+from cure_jax.models.functional import Path, Variables, functional
+from cure_jax.models.running_averages import AVERAGES
 from cure_jax.training.leaves import describe
 
 __all__ = [
@@ -37,8 +36,6 @@ __all__ = [
 ]
 
 _LOGGER = logging.getLogger(__name__)
-# The place of a module, or of a variable, in a collection.
-Path = tuple[str, ...]
 
 
 class Statistics(NamedTuple):
@@ -57,7 +54,7 @@ class Statistics(NamedTuple):
 
 
 def clean_statistics(
-    model: nn.Module, variables: Variables, images: Float[Array, "batch *x"], axis_name: str | None = None
+    model: Any, variables: Variables, images: Float[Array, "batch *x"], axis_name: str | None = None
 ) -> Statistics:
     """The batch statistics of a clean batch itself.
 
@@ -79,18 +76,21 @@ def clean_statistics(
     """
     if "batch_stats" not in variables:
         return Statistics({}, {}, {})
-    if axis_name is not None and "axis_name" in model.__dataclass_fields__:
-        model = model.clone(axis_name=axis_name)
-    weights = _weights(model, variables, images, axis_name)
+    network = functional(model)
+    weights = network.averages(variables, images, axis_name)
     before = _flat(variables["batch_stats"])
     start = {path: jnp.zeros_like(leaf) if path in weights else leaf for path, leaf in before.items()}
-    after = _train_pass(model, variables, start, images)
+
+    def updated(images: jax.Array) -> dict[Path, Any]:
+        return _flat(network.update({**variables, "batch_stats": unflatten_dict(start)}, images, axis_name))
+
+    after = updated(images)
     kept = {path: jax.lax.stop_gradient(leaf) for path, leaf in after.items() if path not in weights}
-    _check_types(model, before, after)
+    _check_types(network.name, before, after)
     for path in kept:
         # What the pass left alone is the same object.
         if after[path] is not start[path]:
-            _check_kept(model, lambda x, path=path: _train_pass(model, variables, start, x)[path], images, path)
+            _check_kept(network.name, lambda x, path=path: updated(x)[path], images, path)
     batch = {path: after[path] / weights[path] if path in weights else leaf for path, leaf in before.items()}
     momentum = {
         path: 1 - jnp.asarray(weight, jnp.promote_types(weight.dtype, jnp.float32)) for path, weight in weights.items()
@@ -110,7 +110,7 @@ def running_statistics(running: Mapping[str, Any], clean: Statistics) -> dict[st
 
 
 def population_statistics(
-    model: nn.Module, variables: Variables, batches: Iterable[Float[Array, "batch *x"]]
+    model: Any, variables: Variables, batches: Iterable[Float[Array, "batch *x"]]
 ) -> dict[str, Any]:
     """The collection `batch_stats` with means over clean batches of one size instead of moving averages.
 
@@ -135,7 +135,7 @@ def population_statistics(
     return means
 
 
-def check_network(model: nn.Module, images: jax.ShapeDtypeStruct) -> int:
+def check_network(model: Any, images: jax.ShapeDtypeStruct) -> int:
     """Checks, without computing anything, that a network can be trained: as a function of one example.
 
     Args:
@@ -149,132 +149,43 @@ def check_network(model: nn.Module, images: jax.ShapeDtypeStruct) -> int:
       ValueError: naming the module and what was expected of it, for Dropout, for a network that needs other collections
         than `params` and `batch_stats` or changes them in inference, and where `clean_statistics` does.
     """
-    streams = {name: jax.random.key(0) for name in ("params", "dropout")}
-    with nn.intercept_methods(_refuse_dropout):
-        variables = jax.eval_shape(lambda x: initial_variables(model, streams, x), images)
+    network = functional(model)
+    network.check(images)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
     try:
-        logits = jax.eval_shape(lambda variables, x: apply_batch(model, variables, x), variables, images)
-        clean = jax.eval_shape(lambda variables, x: clean_statistics(model, variables, x), variables, images)
+        logits = jax.eval_shape(network.apply, variables, images)
+        clean = jax.eval_shape(lambda variables, x: clean_statistics(network, variables, x), variables, images)
     except FlaxError as error:
         reason = str(error).partition(" (https://")[0].rstrip(".")
         raise ValueError(
-            f"{type(model).__name__} cannot run on its parameters and batch_stats alone ({reason}); expected a network "
+            f"{network.name} cannot run on its parameters and batch_stats alone ({reason}); expected a network "
             "without other collections, which changes batch_stats only if `train`. Make constants fields of the module."
         ) from error
     held = _flat(clean.batch).keys() - _flat(clean.momentum).keys()
-    if frozen := [_name(path) for path in sorted(held) if path[-1] in _AVERAGES]:
-        _LOGGER.warning("%s has a frozen BatchNorm; training leaves %s.", type(model).__name__, ", ".join(frozen))
+    if frozen := [_name(path) for path in sorted(held) if path[-1] in AVERAGES]:
+        _LOGGER.warning("%s has a frozen BatchNorm; training leaves %s.", network.name, ", ".join(frozen))
     return logits.shape[-1]
 
 
-def _refuse_dropout(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-    if isinstance(context.module, nn.Dropout) and context.module.rate > 0:
-        raise ValueError(
-            f"The network has Dropout at a rate of {context.module.rate}; expected none, as bounds and attacks are of "
-            "the network without it. Set the rate to 0."
-        )
-    return call(*args, **kwargs)
-
-
-# Of `nn.BatchNorm` itself: a subclass that calls it is one, one that does not is none.
-_BATCH_NORM = inspect.unwrap(nn.BatchNorm.__call__)
-_AVERAGES = ("mean", "var")
-_passes = itertools.count()
-
-
-def _weights(model: nn.Module, variables: Variables, images: jax.Array, axis_name: str | None) -> dict[Path, jax.Array]:
-    """What new statistics weigh in each running average, 1 - m, by its path."""
-    averaging: set[Path] = set()
-    frozen: set[Path] = set()
-
-    def weigh(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
-        if getattr(context.orig_method, "func", None) is not _BATCH_NORM:
-            return call(*args, **kwargs)
-        norm: Any = context.module
-        old = {name: norm.get_variable("batch_stats", name) for name in _AVERAGES}
-        output = call(*args, **kwargs)
-        if norm.get_variable("batch_stats", "mean") is old["mean"]:
-            frozen.add(norm.path)
-            return output
-        averaging.add(norm.path)
-        _check_norm(model, norm, axis_name)
-        for name, value in old.items():
-            norm.put_variable("batch_stats", name, norm.momentum * value + (1 - norm.momentum))
-        return output
-
-    before = _flat(variables["batch_stats"])
-    start = {path: jnp.zeros_like(leaf) if path[-1] in _AVERAGES else leaf for path, leaf in before.items()}
-    with nn.intercept_methods(weigh):
-        # A collection that no other pass has: nn.jit would return what it traced there.
-        after = _train_pass(model, variables, start, images, f"pass {next(_passes)}")
-    _check_switched(model, averaging, frozen)
-    places = [(*path, name) for path in averaging for name in _AVERAGES]
-    if missing := [path for path in places if path not in before]:
-        raise ValueError(
-            f"{type(model).__name__} has a BatchNorm whose {_name(missing[0])} is not in batch_stats; expected those "
-            "of the initial variables. Make its variables where it is called without `train` too."
-        )
-    return {path: after[path] for path in places}
-
-
-def _check_norm(model: nn.Module, norm: Any, axis_name: str | None) -> None:
-    axes = norm.axis_name if isinstance(norm.axis_name, tuple) else (norm.axis_name,)
-    if axis_name is not None and (axis_name not in axes or norm.axis_index_groups is not None):
-        raise ValueError(
-            f"{type(model).__name__} has BatchNorm but no field `axis_name` that all of it ({_name(norm.path)}) takes, "
-            "so its statistics cannot be synchronised over devices. Add `axis_name: str | None = None`, pass it to "
-            "nn.BatchNorm, without axis_index_groups, or train with parallel='jit'."
-        )
-    if norm.momentum == 1:
-        raise ValueError(
-            f"{type(model).__name__} has a BatchNorm ({_name(norm.path)}) of momentum 1, whose running averages never "
-            "move; expected less. Lower it, or set use_running_average."
-        )
-
-
-def _check_switched(model: nn.Module, averaging: set[Path], frozen: set[Path]) -> None:
-    if both := averaging & frozen:
-        raise ValueError(
-            f"{type(model).__name__} calls a BatchNorm ({_name(min(both))}) with the statistics of the batch and with "
-            "running averages in one pass; expected one of the two. Use two modules."
-        )
-    _, *switches = inspect.signature(model.__call__).parameters
-    if frozen and switches and "train" not in switches:
-        raise ValueError(
-            f"{type(model).__name__} has a BatchNorm ({_name(min(frozen))}) that keeps its running averages in "
-            f"training, and arguments that nobody sets ({', '.join(switches)}); expected an argument `train` that "
-            "switches it. Rename one, or add `train` if it is to be frozen."
-        )
-
-
-def _train_pass(
-    model: nn.Module, variables: Variables, start: Mapping[Path, Any], images: jax.Array, *mutable: str
-) -> dict[Path, Any]:
-    """What flax makes of `batch_stats` in a training pass, by path."""
-    variables = {**variables, "batch_stats": unflatten_dict(start)}
-    _, updated = model.apply(variables, images, **mode(model, train=True), mutable=["batch_stats", *mutable])
-    return _flat(updated["batch_stats"])
-
-
-def _check_types(model: nn.Module, before: Mapping[Path, Any], after: Mapping[Path, Any]) -> None:
+def _check_types(name: str, before: Mapping[Path, Any], after: Mapping[Path, Any]) -> None:
     old, new = (jax.tree.map(lambda leaf: describe(jnp.asarray(leaf)), stats) for stats in (before, after))
     if wrong := [path for path in old | new if old.get(path) != new.get(path)]:
         path = wrong[0]
         raise ValueError(
-            f"{type(model).__name__} makes {new.get(path, 'nothing')} of {_name(path)} in batch_stats in training; "
+            f"{name} makes {new.get(path, 'nothing')} of {_name(path)} in batch_stats in training; "
             f"expected {old.get(path, 'nothing')}, as in its initial variables. Keep its type, and make it where "
             "`train` is not set too."
         )
 
 
-def _check_kept(model: nn.Module, kept: Callable[[jax.Array], Any], images: jax.Array, path: Path) -> None:
+def _check_kept(name: str, kept: Callable[[jax.Array], Any], images: jax.Array, path: Path) -> None:
     """Refuses what depends on the images: then `jax.vmap` over several batches makes several of it."""
     batches = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
     try:
         jax.eval_shape(jax.vmap(kept, out_axes=None), batches)
     except ValueError as error:
         raise ValueError(
-            f"{type(model).__name__} makes {_name(path)} in batch_stats of the images, and not by nn.BatchNorm; "
+            f"{name} makes {_name(path)} in batch_stats of the images, and not by nn.BatchNorm; "
             "expected nothing else that depends on a batch, as bounds see one example. Use nn.BatchNorm, or leave it "
             "out."
         ) from error

@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -61,7 +60,7 @@ class Recipe:
       needs_lipschitz: whether an objective uses estimated Lipschitz constants or norms.
     """
 
-    model: nn.Module
+    model: Any
     objective: BatchObjective
     optimizer: optax.GradientTransformationExtraArgs
     radius_scale: optax.Schedule
