@@ -35,10 +35,12 @@ from cure_jax.regions import (
     CutHull,
     Hull,
     Interval,
+    L0Ball,
     LpBall,
     Region,
     box,
     hull,
+    l0_ball,
     l1_ball,
     l2_ball,
     linf_ball,
@@ -63,6 +65,7 @@ __all__ = [
     "CutHull",
     "Hull",
     "Interval",
+    "L0Ball",
     "LpBall",
     "Region",
     "UnionCertificate",
@@ -84,6 +87,7 @@ __all__ = [
     "hull",
     "ibp",
     "intermediate_bounds",
+    "l0_ball",
     "l1_ball",
     "l2_ball",
     "linf_ball",
@@ -99,7 +103,7 @@ __all__ = [
 ]
 
 # What no proof needs is imported when it is first looked at: `cj.models`, `cj.training`.
-_ROOMS = ("configs", "data", "interop", "models", "report", "testing", "training")
+_ROOMS = ("configs", "data", "interop", "models", "perturbations", "report", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from cure_jax.regions import Box, LpBall, Region
+from cure_jax.regions import Box, L0Ball, LpBall, Region
 from cure_jax.validation import as_class
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
@@ -55,7 +55,8 @@ def pgd(  # noqa: PLR0913 - four things to attack, and the options of every publ
         key: the randomness of the starts; the same key gives the same result.
         steps: gradient steps of each restart.
         restarts: random starts; the first ones are the same whatever their number, so that more are never weaker.
-        step_size: size of a step relative to the radius of the region; None: 0.5 for l_inf, 0.2 for l_2, else 0.3.
+        step_size: size of a step relative to the radius of the region; None: 0.5 for l_inf, 0.2 for l_2, 1 for
+            l_0, else 0.3.
         loss: "cross_entropy", "margin" (largest other logit minus that of the label; above 0 it is misclassified) or
             "dlr", the margin divided by the gap of the largest and the third logit.
 
@@ -285,9 +286,9 @@ def _best_of_restarts(
 
 
 def _default_step_size(region: Region) -> float:
-    """Return the step size of CURE for the norm of the region."""
-    if isinstance(region, Box):
-        return 0.5
+    """Return the step size of CURE for the norm of the region; whole steps for l_0, see `L0Ball.steepest`."""
+    if isinstance(region, Box | L0Ball):
+        return 0.5 if isinstance(region, Box) else 1.0
     return {math.inf: 0.5, 2.0: 0.2}.get(region.p, 0.3) if isinstance(region, LpBall) else 0.3
 
 

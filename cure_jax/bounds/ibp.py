@@ -27,7 +27,7 @@ from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.bounds.rounding.primitives import MOVES
 from cure_jax.bounds.rounding.reproducible import traced
-from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.regions import Interval, L0Ball, LpBall, Region
 
 __all__ = ["IN_TRAINING", "Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
 
@@ -149,13 +149,14 @@ class Steps(NamedTuple):
 
     Attributes:
       box: of a region.
-      ball: of a region, or None. It has `through(equation, rule)`, which gives None where it has no image, and `box()`.
+      ball: of a graph and a region, or None. It has `through(equation, rule)`, which gives None where it has no
+        image, and `box()`.
       affine: `(equation, rule, operands) -> Interval`.
       nonlinear: `(equation, rule, operands) -> Interval`.
     """
 
     box: Callable[[Region], Interval]
-    ball: Callable[[Region], Any]
+    ball: Callable[[graphs.Graph, Region], Any]
     affine: Callable[[graphs.Equation, rules.Affine, Sequence[Interval]], Interval]
     nonlinear: Callable[[graphs.Equation, rules.Nonlinear, Sequence[Interval]], Interval]
 
@@ -178,7 +179,7 @@ def propagate(
       Each contains all values that its node takes on the region, if `refine` is sound.
     """
     steps = steps or _PLAIN
-    values, ball = {graph.input.index: steps.box(region)}, steps.ball(region)
+    values, ball = {graph.input.index: steps.box(region)}, steps.ball(graph, region)
     balls = {} if ball is None else {graph.input.index: ball}
     for equation in graph.equations:
         rule = rules.lookup(equation)
@@ -224,8 +225,28 @@ _ROUNDING = 2
 _BY_ENDS = {**dict.fromkeys((*MOVES, "add", "add_any"), None), "sub": 1, "neg": 0}
 
 
-def _input_ball(region: Region) -> _Ball | None:
+class _Rows(NamedTuple):
+    """A region that has no image of its own kind: the rows of an affine map are bounded by its support."""
+
+    graph: graphs.Graph
+    region: Region
+    image: Interval | None = None
+
+    def through(self, equation: graphs.Equation, rule: rules.Affine) -> "_Rows":
+        """The same while the map does not mix coordinates; then the tightest box around the image."""
+        if rule.diagonal:
+            return self
+        return self._replace(image=linear.bound_node(self.graph, equation.output, self.region, {}, {}))
+
+    def box(self) -> Interval:
+        assert self.image is not None, "asked for before coordinates are mixed"
+        return self.image
+
+
+def _input_ball(graph: graphs.Graph, region: Region) -> "_Ball | _Rows | None":
     """A box gains nothing from being a ball: intervals are exact for it."""
+    if isinstance(region, L0Ball):
+        return _Rows(graph, region)
     if not isinstance(region, LpBall) or region.p == math.inf:
         return None
     # A ball lies in those of greater p; near p = 1 the powers of the dual norm would underflow to a radius of 0.
@@ -302,7 +323,7 @@ def steps_of(
 
     steps = Steps(
         lambda region: outward_region.box_of(ball),
-        lambda region: outward_region.ball_of(ball),
+        lambda graph, region: outward_region.ball_of(ball),
         affine,
         outward.nonlinear_interval,
     )

@@ -1,4 +1,4 @@
-"""CROWN for l_1 balls, its layers bounded at the vertices of the ball.
+"""CROWN for l_1 balls and l_0 balls of single numbers, its layers bounded at the vertices of the ball.
 
 As `crown`, with one difference: negative coefficients on a convex activation (ReLU, leaky ReLU) do not meet its upper
 line. They are kept, and bounded together with those on the input at the vertices of the ball (`folding.vertices`), in
@@ -21,9 +21,9 @@ from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding import linear
 from cure_jax.bounds.folding.coefficients import Window
 from cure_jax.bounds.folding.selection import map_selected
-from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices, Changes, can_spread
+from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices, Changes, Vertices, can_spread, vertices_of
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.regions import Interval, Region
 from cure_jax.rules.local import Axis, moving_axes
 
 __all__ = ["relaxed_at_vertices", "vertex_crown"]
@@ -36,7 +36,7 @@ def vertex_crown(
     lower_only: bool = False,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
 ) -> Callable[[Region], Interval]:
-    """Transforms a function of one example into bounds over l_1 balls, cut by a box or not.
+    """Transforms a function of one example into bounds over l_1 balls, cut by a box or not, and over l_0 balls.
 
     Args:
       f: `[*x] -> [*output]`, as for `crown`.
@@ -48,15 +48,15 @@ def vertex_crown(
     Returns:
       A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
       with steps=0.
-      For other regions, and for networks without ReLU, leaky ReLU or |x|, what `crown` gives. |x| takes part where its
-      operand is an affine function of the input.
+      For other regions (l_0 balls that count pixels of several channels among them), and for networks without ReLU,
+      leaky ReLU or |x|, what `crown` gives. |x| takes part where its operand is an affine function of the input.
 
     Raises:
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
-      As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, layers are looked
-      at outside of the box.
+      As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, and for l_0 balls
+      with k > 1, layers are looked at outside of the box.
 
     Examples:
       >>> import jax, jax.numpy as jnp, cure_jax as cj
@@ -68,10 +68,11 @@ def vertex_crown(
     plain = crown(f, precision=precision)
 
     def bounds(region: Region) -> Interval:
-        if not isinstance(region, LpBall) or region.p != 1:
+        vertices = vertices_of(region)
+        if vertices is None:
             return plain(region)
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        inside, kept = relaxed_at_vertices(graph, region)
+        inside, kept = relaxed_at_vertices(graph, region, vertices)
         found = linear.concretized_output(graph, kept.ball, inside.relaxations, inside.intervals)
         if steps == 0 or not kept.ball.layers or not has_free_slopes(graph):
             return found
@@ -84,9 +85,9 @@ def vertex_crown(
     return bounds
 
 
-def relaxed_at_vertices(graph: Graph, region: LpBall) -> tuple[Relaxed, "_Kept"]:
-    """Bounds and relaxes all nonlinear equations of a graph on an l_1 ball; and the layers whose coefficients stay."""
-    kept = _Kept(graph, ActivatedBall(region, {}))
+def relaxed_at_vertices(graph: Graph, region: Region, vertices: Vertices) -> tuple[Relaxed, "_Kept"]:
+    """Bounds and relaxes all nonlinear equations of a graph on a region; and the layers whose coefficients stay."""
+    kept = _Kept(graph, ActivatedBall(vertices, {}))
     return relaxed(graph, region, "crown", kept=kept), kept
 
 
@@ -95,8 +96,8 @@ class _Above(NamedTuple):
 
     Attributes:
       center: `[*node]`, their values at the center of the ball.
-      up: `[*node, *window]`, how they change when a pixel moves up by its radius.
-      down: the same when it moves down.
+      up: `[*node, *window]`, how they change when a pixel goes all the way up.
+      down: the same when it goes down.
       axes: of the windows; None if every neuron sees the whole input.
     """
 

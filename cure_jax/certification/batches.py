@@ -23,6 +23,7 @@ __all__ = [
     "as_pytree",
     "check_divides",
     "checked",
+    "checked_examples",
     "divided",
     "in_all_norms",
     "own_radii",
@@ -84,15 +85,24 @@ class Batches:
         function: Callable[..., dict[str, jax.Array]],
         rows: np.ndarray | None = None,
         advance: Callable[[int], None] = lambda count: None,
+        own: Sequence[np.ndarray] = (),
     ) -> dict[str, np.ndarray]:
-        """Applies a function of `whole` and of batches to the examples of some rows, or of all; tells each count."""
+        """Applies a function of `whole` and of batches to the examples of some rows, or of all; tells each count.
+
+        Args:
+          function: of `whole`, of the arrays and of `own`.
+          rows: numbers of examples, any of them several times; None for all.
+          advance: is told how many rows are done, batch by batch.
+          own: more arguments, with an entry for each row.
+        """
         rows = np.arange(len(self._arrays[0])) if rows is None else rows
         results = []
         for start in range(0, len(rows), self._size):
-            batch = rows[start : start + self._size]
+            batch = np.arange(start, min(start + self._size, len(rows)))
             # The last batch repeats its last example, so that one shape is compiled.
             full = np.pad(batch, (0, self._size - len(batch)), mode="edge")
-            result = distributed.fetch(function(*self._whole, *self._to_each([array[full] for array in self._arrays])))
+            arrays = [array[rows[full]] for array in self._arrays] + [array[full] for array in own]
+            result = distributed.fetch(function(*self._whole, *self._to_each(arrays)))
             results.append({name: value[: len(batch)] for name, value in result.items()})
             advance(len(batch))
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
@@ -144,11 +154,18 @@ def as_pytree(function: Callable[..., Any]) -> Partial:
 def checked(
     f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
+    """As `checked_examples`, and raises ValueError where there is no region."""
+    if not regions:
+        raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
+    return checked_examples(f, images, labels, batch_size)
+
+
+def checked_examples(
+    f: Model, images: np.ndarray, labels: np.ndarray, batch_size: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Images as floats, labels as int32 and the number of classes, or ValueError with what is wrong with them."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1. Raise it.")
-    if not regions:
-        raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
     # float64 where 64-bit types are on.
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
     logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_crown, vertex_crown
+from cure_jax.bounds.folding.vertices import vertices_of
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 
@@ -28,9 +29,9 @@ def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ..
     """
     if arithmetic == "outward":
         return OUTWARD
+    vertices = () if vertices_of(region) is None else ("vertex_crown",)
     if not isinstance(region, LpBall) or region.p == math.inf:
-        return ("ibp", "crown_ibp", "crown", "alpha_crown")
-    vertices = ("vertex_crown",) if region.p == 1 else ()
+        return ("ibp", "crown_ibp", *vertices, "crown", "alpha_crown")
     return ("ibp", "lipschitz", "box_ball", "crown_ibp", *vertices, "sdp_crown", "crown", "alpha_crown")
 
 

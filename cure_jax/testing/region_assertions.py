@@ -1,4 +1,4 @@
-"""Does a region keep its promises? Its methods must be about one and the same convex set."""
+"""Does a region keep its promises? Its methods must be about one and the same set, convex unless it says otherwise."""
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,15 @@ __all__ = ["assert_region_valid"]
 
 
 def assert_region_valid(
-    region: Region, *, key: Key[Array, ""], num_samples: int = 200, tolerance: float = 1e-4
+    region: Region, *, key: Key[Array, ""], num_samples: int = 200, tolerance: float = 1e-4, convex: bool = True
 ) -> None:
-    """Asserts what bounds and attacks rely on: that the methods of a region are about one and the same convex set.
+    """Asserts what bounds and attacks rely on: that the methods of a region are about one and the same set.
 
     * Samples are in the region and in the bounding box.
     * The support is no less than <a, x> at any sample, attained by its gradient, which is in the region, and h(t a) =
       t h(a); its gradient is finite at a = 0.
-    * A projection is in the region, is its own projection, and makes no acute angle with a sample.
+    * A projection is in the region, is its own projection, and makes no acute angle with a sample; where the region is
+      not convex, no sample is nearer.
     * A steepest step is finite and does not descend.
 
     Args:
@@ -27,6 +28,7 @@ def assert_region_valid(
       key: the randomness.
       num_samples: samples, and directions.
       tolerance: relative to the width of the bounding box.
+      convex: whether the region is.
 
     Raises:
       AssertionError: naming the method and the excess.
@@ -35,12 +37,12 @@ def assert_region_valid(
       >>> import cure_jax as cj
       >>> assert_region_valid(cj.l1_ball(jnp.array([0.1, 0.5, 0.9]), 0.7, within=(0.0, 1.0)), key=jax.random.key(0))
     """
-    facts = jax.device_get(jax.jit(lambda key: _region_facts(region, key, num_samples, tolerance))(key))
+    facts = jax.device_get(jax.jit(lambda key: _region_facts(region, key, num_samples, tolerance, convex))(key))
     broken = [f"{promise} (by {np.max(excess):.3g})" for promise, excess in facts.items() if not np.all(excess <= 0)]
     require(not broken, f"{type(region).__name__}: {'; '.join(broken)}.")
 
 
-def _region_facts(region: Region, key: Array, count: int, tolerance: float) -> dict[str, Array]:
+def _region_facts(region: Region, key: Array, count: int, tolerance: float, convex: bool) -> dict[str, Array]:
     """By what a region promises, how far it is from true, `[count]`; at most 0 where it holds."""
     box = region.bounding_box()
     sample_key, direction_key, far_key, power_key = jax.random.split(key, 4)
@@ -65,9 +67,13 @@ def _region_facts(region: Region, key: Array, count: int, tolerance: float) -> d
     reach = jnp.max(jnp.tensordot(directions, samples, (axes, axes)), axis=1)
     again = jax.vmap(region.project)(projected)
     distance = jnp.sqrt(inner(far - projected, far - projected))
-    angles = jax.vmap(lambda p, x: jnp.max(inner(samples - p[None], jnp.broadcast_to(x - p, samples.shape))))(
-        projected, far
-    )
+
+    def nearer(p: Array, x: Array) -> Array:
+        """How much nearer to x a sample may be than p is: not at all for those that the angle keeps away."""
+        ways = samples - p[None]
+        angles = inner(ways, jnp.broadcast_to(x - p, samples.shape))
+        return jnp.max(angles if convex else angles - inner(ways, ways) / 2)
+
     steps = jax.vmap(region.steepest)(samples, directions)
     at_zero = jax.grad(region.support)(jnp.zeros_like(box.lower))
     return {
@@ -83,7 +89,8 @@ def _region_facts(region: Region, key: Array, count: int, tolerance: float) -> d
         "the gradient of `support` at 0 is not finite": 1 - jnp.isfinite(at_zero).astype(box.dtype),
         "`project` returns points outside of `contains`": outside(projected),
         "`project` moves its own results": jnp.max(jnp.abs(again - projected)) - 100 * allowed,
-        "`project` does not return the nearest point": angles - 100 * allowed * (allowed + distance),
+        "`project` does not return the nearest point": jax.vmap(nearer)(projected, far)
+        - 100 * allowed * (allowed + distance),
         "`steepest` is not finite": 1 - jnp.isfinite(steps).astype(box.dtype),
         "`steepest` descends": -inner(steps, directions) - allowed * size,
     }

@@ -11,6 +11,7 @@ from cure_jax import rules
 from cure_jax.bounds.alpha_crown import Ascent, has_free_slopes, optimized_layers
 from cure_jax.bounds.box_ball import Ball, propagate_balls
 from cure_jax.bounds.crown import relaxed
+from cure_jax.bounds.folding.vertices import vertices_of
 from cure_jax.bounds.norms.spectral import norms_by_block
 from cure_jax.bounds.sdp_crown import with_room
 from cure_jax.bounds.vertex_crown import relaxed_at_vertices
@@ -55,8 +56,8 @@ def root_bounds(f: Partial, region: Region) -> Root:
       region: the set of inputs.
     """
     graph = traced(f, region)
-    if isinstance(region, LpBall) and region.p == 1:
-        operands = relaxed_at_vertices(graph, region)[0].operands
+    if (vertices := vertices_of(region)) is not None:
+        operands = relaxed_at_vertices(graph, region, vertices)[0].operands
     else:
         operands = relaxed(graph, region, "crown").operands
     balls: dict[int, Ball] = {}

@@ -28,7 +28,7 @@ from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import lowered
 from cure_jax.graph import Equation, Graph, Node
-from cure_jax.regions import Box, Hull, Interval, LpBall, Region
+from cure_jax.regions import Box, Hull, Interval, L0Ball, LpBall, Region
 from cure_jax.rules.local import moving_axes
 
 __all__ = [
@@ -231,7 +231,7 @@ def _support(region: Region, coefficients: Coefficients, node: Node) -> jax.Arra
     """The greatest value of minus a linear function over the region."""
     if isinstance(region, Hull):
         return jnp.max(jnp.stack([_support(member, coefficients, node) for member in region.members]))
-    if isinstance(coefficients, Window) and isinstance(region, Box | LpBall):
+    if isinstance(coefficients, Window) and isinstance(region, Box | LpBall | L0Ball):
         return _restricted(region, coefficients).support(-coefficients.value)
     return region.support(-forms.dense(coefficients, node.shape))
 
@@ -375,6 +375,6 @@ def concretized_output(
     return bound_node(graph, graph.output, region, relaxations, intervals, intercepts=intercepts)
 
 
-def _restricted(region: Box | LpBall, window: Window) -> Box | LpBall:
+def _restricted(region: Box | LpBall | L0Ball, window: Window) -> Box | LpBall | L0Ball:
     """The region seen through a window, on whose outside coefficients are 0."""
     return jax.tree.map(window.cut, region)

@@ -18,12 +18,17 @@ not the sum of those of all neurons; for a linear G both are the same.
 u_j is the neuron itself in the first layer, and an upper bound of it behind: a lower bound of -z_j is such a G, made
 from the layers before, and u_j = -G is convex. The coefficients c_j > 0 meet the lower line of sigma_j, as in CROWN,
 and are substituted back.
+
+The hull of an l_0 ball of k numbers is of the same kind: with o_i from the center to an end of the box, its offsets are
+sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. For k = 1 the vertices are points of the region; else they lie
+outside of the box, and a layer may be looked at where no input is.
 """
 
 import dataclasses
 import math
 import string
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +38,11 @@ from cure_jax import rules
 from cure_jax.bounds.folding import coefficients as forms
 from cure_jax.bounds.folding.coefficients import Coefficients, Window
 from cure_jax.graph import Node
-from cure_jax.regions import LpBall
+from cure_jax.regions import L0Ball, LpBall, Region
 from cure_jax.regions.searches import knapsack
 from cure_jax.rules.local import Axis
 
-__all__ = ["ActivatedBall", "AtVertices", "Changes", "can_spread"]
+__all__ = ["ActivatedBall", "AtVertices", "Changes", "Vertices", "can_spread", "vertices_of"]
 
 
 class AtVertices(rules.Relaxation):
@@ -53,9 +58,38 @@ class AtVertices(rules.Relaxation):
         return AtVertices(lower, self.upper)
 
 
+class Vertices(NamedTuple):
+    """A center, from which each pixel can go up or down, and the shares of these ways that add up to 1 at most.
+
+    Attributes:
+      center: `[*x]`.
+      up: how far each pixel goes up, at least 0.
+      down: how far down, at least 0.
+      below: the largest share of the way down.
+      above: the same of the way up.
+    """
+
+    center: jax.Array
+    up: jax.Array
+    down: jax.Array
+    below: jax.Array
+    above: jax.Array
+
+
+def vertices_of(region: Region) -> Vertices | None:
+    """The vertices behind an l_1 ball, or an l_0 ball of single numbers; None for other regions."""
+    if isinstance(region, LpBall) and region.p == 1:
+        return Vertices(region.center, region.radius, region.radius, *region.room())
+    if isinstance(region, L0Ball) and region.counts_numbers and region.k:
+        share = jnp.full_like(region.center, 1 / region.k)
+        up, down = region.upper - region.center, region.center - region.lower
+        return Vertices(region.center, region.k * up, region.k * down, share, share)
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """How sigma(u) of a layer changes when one pixel moves by its radius.
+    """How sigma(u) of a layer changes when one pixel goes all of its way.
 
     Attributes:
       up: `[*node, *window]`, for every pixel that a neuron sees; 0 for neurons with relaxations of their own.
@@ -70,14 +104,14 @@ class Changes:
 
 @dataclasses.dataclass(frozen=True)
 class ActivatedBall:
-    """An l_1 ball, and what the layers of a network make of it.
+    """An l_1 ball, or an l_0 ball, and what the layers of a network make of it.
 
     Attributes:
-      ball: with p = 1.
+      ball: its vertices.
       layers: by index of the output node; filled while the network is relaxed.
     """
 
-    ball: LpBall
+    ball: Vertices
     layers: dict[int, Changes]
 
     def entries(self, coefficients: Mapping[int, Coefficients]) -> int:
@@ -99,12 +133,12 @@ class ActivatedBall:
           node: the input.
 
         Returns:
-          Its value at the center, and by how much it changes when each pixel moves up, and down, by its radius.
+          Its value at the center, and by how much it changes when each pixel goes all the way up, and down.
         """
         unknown = coefficients.keys() - {node.index} - self.layers.keys()
         assert not unknown, f"coefficients on the nodes {unknown}, which are neither the input nor kept layers"
         linear = coefficients.get(node.index, node.zeros())
-        up, down = _scaled(linear, self.ball.radius), _scaled(linear, -self.ball.radius)
+        up, down = _scaled(linear, self.ball.up), _scaled(linear, -self.ball.down)
         for index, changes in self.layers.items():
             if index in coefficients:
                 up = forms.add(up, _spread(coefficients[index], changes.up, changes.axes, node), node.shape)
@@ -122,8 +156,7 @@ class ActivatedBall:
           For every input in the ball and its box, in real arithmetic.
         """
         center, up, down = self.at_vertices(coefficients, node)
-        below, above = self.ball.room()
-        gains, caps = zip(_losses(up, above), _losses(down, below), strict=True)
+        gains, caps = zip(_losses(up, self.ball.above), _losses(down, self.ball.below), strict=True)
         return center - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
 
 
