@@ -85,7 +85,7 @@ __all__ = [
 ]
 
 # What no proof needs is imported when it is first looked at: `cj.models`, `cj.training`.
-_ROOMS = ("configs", "data", "interop", "models", "report", "testing", "training")
+_ROOMS = ("configs", "data", "interop", "models", "report", "smoothing", "testing", "training")
 
 
 def __getattr__(name: str) -> ModuleType:
