@@ -18,6 +18,7 @@ import ml_collections
 import optax
 from jax.tree_util import Partial
 
+from cure_jax import smoothing
 from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, optimizers, schedules
@@ -52,6 +53,8 @@ _LOSS_FIELDS: Mapping[str, Mapping[str, Any]] = {
     "dual_norm": {"fraction": 1.0},
     "box_ball": {"fraction": 1.0},
     "lipschitz": {"fraction": 1.0},
+    # For smoothing: its own scale, in pixels, instead of a fraction of the radius.
+    "noise": {"noise": "gaussian", "scale": 0.25, "levels": 255, "samples": 1, "consistency": 0.0, "entropy": 0.5},
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "combine": ("joint", "worst", "random_norm"),
@@ -279,10 +282,23 @@ def _check_loss(config: Config, name: str, loss: Config) -> None:
         if field == "combination":
             known = objectives.COMBINATIONS
             _require(value in known, f"losses.{name}.combination", value, f"one of {', '.join(known)}")
+        if field in ("consistency", "entropy"):
+            _require(0 <= value < math.inf, f"losses.{name}.{field}", value, "a finite weight, at least 0")
         if field in ("fraction", "attack_fraction"):
             _require(0 <= value < math.inf, f"losses.{name}.{field}", value, "a multiple of the radius, at least 0")
+    if kind == "noise":
+        _check_noise(config, name, loss)
     if kind == "lipschitz":
         _require(name == "l2", f"losses.{name}.kind", kind, "this loss for l2 only")
+
+
+def _check_noise(config: Config, name: str, loss: Config) -> None:
+    noise = loss.get("noise", "gaussian")
+    _require(noise in smoothing.NOISES, f"losses.{name}.noise", noise, f"one of {', '.join(smoothing.NOISES)}")
+    try:
+        _objective(config, name, loss)
+    except ValueError as error:
+        raise ValueError(f"config.losses.{name} is {dict(loss)}: {error}") from error
 
 
 def _check_fields(config: Config, known: Config, prefix: str, free: tuple[str, ...]) -> None:
@@ -391,5 +407,10 @@ def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
         "dual_norm": functools.partial(objectives.dual_norm, ball, eps),
         "box_ball": functools.partial(objectives.box_ball, ball, eps),
         "lipschitz": functools.partial(objectives.lipschitz, eps),
+        "noise": _noisy,
     }
     return makers[loss.kind](**settings)
+
+
+def _noisy(noise: str, scale: float | int, levels: int, **fields: Any) -> objectives.Objective:
+    return objectives.noisy(smoothing.NOISES[noise](scale, levels=levels), **fields)
