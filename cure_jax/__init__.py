@@ -103,7 +103,7 @@ __all__ = [
 ]
 
 # What no proof needs is imported when it is first looked at: `cj.models`, `cj.training`.
-_ROOMS = ("configs", "data", "interop", "models", "perturbations", "report", "testing", "training")
+_ROOMS = ("configs", "data", "interop", "models", "perturbations", "report", "smoothing", "testing", "training")
 
 
 def __getattr__(name: str) -> Any:

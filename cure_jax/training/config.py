@@ -18,6 +18,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 from jax.tree_util import Partial
 
+from cure_jax import smoothing
 from cure_jax.models.functional import functional
 from cure_jax.models.registry import with_tuples
 from cure_jax.regions import LpBall, lp_ball
@@ -194,5 +195,10 @@ def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
         "dual_norm": functools.partial(objectives.dual_norm, ball, eps),
         "box_ball": functools.partial(objectives.box_ball, ball, eps),
         "lipschitz": functools.partial(objectives.lipschitz, eps),
+        "noise": _noisy,
     }
     return makers[loss.kind](**settings)
+
+
+def _noisy(noise: str, scale: float | int, levels: int, **fields: Any) -> objectives.Objective:
+    return objectives.noisy(smoothing.NOISES[noise](scale, levels=levels), **fields)

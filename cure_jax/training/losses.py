@@ -6,6 +6,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from cure_jax import smoothing
 from cure_jax.training import objectives
 from cure_jax.training.fields import Field
 
@@ -150,5 +151,34 @@ LOSSES: Mapping[str, Loss] = {
         "Leino et al. (GloRo), ICML 2021",
         _FRACTION,
         norms=("l2",),
+    ),
+    "noise": Loss(
+        "Noisy views of the image, for a smoothed classifier: its own scale takes the place of the radius.",
+        "Only for cure_jax.smoothing; the key in losses is any norm of radii.",
+        "Cohen et al., ICML 2019; Jeong & Shin, NeurIPS 2020",
+        {
+            "noise": Field(
+                "gaussian",
+                "Its distribution.",
+                use="gaussian for l2; uniform, laplace or splitting for l1.",
+                choices=tuple(smoothing.NOISES),
+            ),
+            "scale": Field(0.25, "Of the noise; the ramp brings it in.", unit="pixels of [0, 1]", least=0),
+            "levels": Field(255, "Images and noise are multiples of 1 / levels.", least=1),
+            "samples": Field(1, "Views of each image.", use="2 with a consistency.", least=1),
+            "consistency": Field(
+                0.0,
+                "Weight of the divergence of the views from their mean.",
+                use="5 to 20, with two views.",
+                source="Jeong & Shin, NeurIPS 2020",
+                least=0,
+            ),
+            "entropy": Field(
+                0.5,
+                "Weight of the entropy of their mean, with a consistency.",
+                source="Jeong & Shin, NeurIPS 2020",
+                least=0,
+            ),
+        },
     ),
 }

@@ -10,9 +10,10 @@ attacks, a sample) of the margin f_y - f_j over its region. What combines the no
 Boxes are All You Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm:
 Wong & Kolter, ICML 2018; Lipschitz margin: Leino et al. (GloRo), ICML 2021; box and ball: Lee et al., NeurIPS 2020;
 CROWN-IBP: Zhang et al., ICLR 2020; CC-IBP, MTL-IBP, Exp-IBP: De Palma et al., "Expressive Losses for Verified
-Robustness via Convex Combinations", ICLR 2024.
+Robustness via Convex Combinations", ICLR 2024; noise: Cohen et al., ICML 2019, and Jeong & Shin, NeurIPS 2020.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -27,6 +28,7 @@ from cure_jax.bounds.box_ball import box_ball_in_training
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
 from cure_jax.certification.margins import margins, other_classes
 from cure_jax.regions import LpBall, Region, linf_ball
+from cure_jax.smoothing import Noise
 
 __all__ = [
     "COMBINATIONS",
@@ -42,6 +44,7 @@ __all__ = [
     "expressive",
     "lipschitz",
     "natural",
+    "noisy",
     "small_box",
 ]
 
@@ -324,6 +327,55 @@ def lipschitz(eps: float, *, fraction: float = 1.0) -> Objective:
         margin = jnp.sum(jnp.where(own, logits, 0.0))
         constants = jnp.sum(jnp.where(own[:, None], network.lipschitz, 0.0), axis=0)
         return Worst(logits - margin + fraction * eps * scale * constants)
+
+    return objective
+
+
+def noisy(noise: Noise, *, samples: int = 1, consistency: float | int = 0.0, entropy: float | int = 0.5) -> Objective:
+    r"""Training of the base classifier of a smoothed one: on noisy views, that are to be classified alike.
+
+    With F_i the softmax of the logits of view i of m, and F their mean, the loss is
+
+    .. math::
+
+      \frac{1}{m} \sum_i \left( -\log F_i(y) + \lambda \, KL(F \| F_i) \right) + \eta \, H(F) ,
+
+    where H is the entropy; lambda = 0 leaves noise augmentation, without eta too. On the ramp the noise is scaled.
+
+    Args:
+      noise: of the smoothed classifier, from `cure_jax.smoothing`; images are rounded to its grid.
+      samples: m, views of each example.
+      consistency: lambda; needs two views or more.
+      entropy: eta, where lambda is not 0.
+
+    Raises:
+      ValueError: for no view, one view with a consistency, or a negative weight.
+
+    References:
+      Cohen et al., ICML 2019, Section 3.3 (augmentation); Jeong and Shin, `Consistency Regularization for Certified
+      Robustness of Smoothed Classifiers <https://arxiv.org/abs/2006.04062>`_, NeurIPS 2020, Section 3.2
+    """
+    if samples < 1 or not (consistency >= 0 and entropy >= 0) or (consistency and samples < 2):
+        raise ValueError(
+            f"noisy got samples={samples}, consistency={consistency}, entropy={entropy}; expected at least one view, "
+            "two for a consistency, and weights of at least 0. Correct them."
+        )
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        image = jnp.rint(x * noise.levels).astype(jnp.int32)
+        views = jax.vmap(lambda own: noise.sample(image, own))(jax.random.split(key, samples)).astype(x.dtype)
+        logits = jax.vmap(network.certified)(x + scale * (views - x))
+        by_view = jax.nn.log_softmax(logits)
+        own = jnp.arange(logits.shape[1]) == label
+        loss = -jnp.mean(jnp.sum(jnp.where(own, by_view, 0.0), axis=1))
+        if consistency:
+            log_mean = jax.nn.logsumexp(by_view, axis=0) - math.log(samples)
+            mean = jnp.exp(log_mean)
+            divergence = jnp.mean(jnp.sum(mean * (log_mean - by_view), axis=1))
+            loss = loss + consistency * divergence - entropy * jnp.sum(mean * log_mean)
+        # Of the mean of the logits: for metrics alone.
+        center = jnp.mean(logits, axis=0)
+        return Worst(center - jnp.sum(jnp.where(own, center, 0.0)), loss=loss)
 
     return objective
 
