@@ -12,20 +12,27 @@ that fails does not stop the others: the sweep reports it at its end, with exit 
 ROOT/table.md and ROOT/table.tex, pictures to ROOT: methods.png, radius.png, union.png, alignment.png and trade_off.png.
 A fine-tuning begins from the run of this sweep and its seed that its config names. Arguments after `--` go to every
 train and certify, for example `-- --config.epochs=5`.
+
+A search draws trials from ranges and lists of values, trains them for a share of the epochs, and then the better half
+of them for longer, by what is certified of validation images. Rungs lie in ROOT/rung_SHARE, the table in ROOT/search.md:
+
+    search="losses.l2.fraction=0.3..1.0,learning_rate=1e-3..1e-2:log"
+    cure-jax sweep --configs=digits:max --search="$search" --trials=8 --split=validation --root=runs/search
 """
 
 import concurrent.futures
 import dataclasses
+import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from cure_jax.commands.parts import common, entries, provenance
+from cure_jax.commands.parts import common, entries, provenance, search
 from cure_jax.commands.parts.entries import Entry
 from cure_jax.commands.parts.summary import write_report
 from cure_jax.training.workdir import writing
@@ -37,6 +44,9 @@ _METHOD = flags.DEFINE_string("method", "crown", "How to bound, see cure-jax cer
 _ARITHMETIC = flags.DEFINE_string("arithmetic", "float32", "How bounds are rounded, see cure-jax certify.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 1000, "Images to certify.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to certify.")
+_SEARCH = flags.DEFINE_string("search", None, "FIELD=LOW..HIGH, FIELD=LOW..HIGH:log or FIELD=A|B, with commas between.")
+_TRIALS = flags.DEFINE_integer("trials", 8, "Of a search, in its first rung.", lower_bound=1)
+_RUNGS = flags.DEFINE_list("rungs", ["0.25", "0.5", "1"], "Of a search: shares of the epochs, increasing.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time.", lower_bound=1)
 
 # -P: what lies in the current directory is not what runs here.
@@ -71,13 +81,18 @@ def main(arguments: Sequence[str]) -> None:
     """Runs what is missing, and reports."""
     root = Path(str(_ROOT.value))
     try:
-        runs = [
-            _planned(root, entry, seed, arguments)
-            for entry in entries.parse(_CONFIGS.value or [])
-            for seed in _SEEDS.value or []
-        ]
-    except ValueError as error:
+        if _SEARCH.value:
+            _search(root, arguments)
+            return
+        runs, failures = _sweep(root, _CONFIGS.value or [], arguments)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    _say_failures(runs, failures)
+
+
+def _sweep(root: Path, words: Sequence[str], arguments: Sequence[str]) -> tuple[list[Run], dict[Path, str]]:
+    """Runs entries below a root, and reports; returns them, and what went wrong by work directory."""
+    runs = [_planned(root, entry, seed, arguments) for entry in entries.parse(words) for seed in _SEEDS.value or []]
     runs = _with_own_starts(runs)
     workdirs = {str(run.workdir) for run in runs}
     later = [run for run in runs if run.config.get("start_from") in workdirs]
@@ -85,17 +100,50 @@ def main(arguments: Sequence[str]) -> None:
     orphans = {run.workdir: run.config["start_from"] for run in later if Path(run.config["start_from"]) in failures}
     failures |= {workdir: f"not begun, as {start} failed" for workdir, start in orphans.items()}
     failures |= _run_all([run for run in later if run.workdir not in orphans])
-    done = [run for run in runs if run.workdir not in failures]
-    if done:
+    if done := [run for run in runs if run.workdir not in failures]:
         reports = root if _SPLIT.value == "test" else root / _SPLIT.value
-        try:
-            with writing("The report", reports):
-                write_report(reports, [(run.entry.name, run.result) for run in done])
-        except OSError as error:
-            sys.exit(f"error: {error}")
+        with writing("The report", reports):
+            write_report(reports, [(run.entry.name, run.result) for run in done])
+    return runs, failures
+
+
+def _say_failures(runs: Sequence[Run], failures: Mapping[Path, str]) -> None:
     if failures:
         listed = "".join(f"\n  {workdir}: {error}" for workdir, error in failures.items())
         sys.exit(f"error: {len(failures)} of {len(runs)} runs failed, and are not in the tables:{listed}")
+
+
+def _search(root: Path, arguments: Sequence[str]) -> None:
+    """Successive halving: rungs of sweeps, each with the better half of the one before."""
+    word, trials, rungs = _planned_search()
+    alive, table = list(trials), search.Table(rungs)
+    for rung in rungs:
+        [plain] = entries.parse([word])
+        shorter = search.shortened(entries.read_config(plain, arguments), float(rung))
+        words = [f"{word}+{'+'.join((*trials[name], *shorter))}+name={name}" for name in alive]
+        runs, failures = _sweep(root / f"rung_{rung}", words, arguments)
+        results = {run.entry.name: json.loads(run.result.read_text()) for run in runs if run.workdir not in failures}
+        scores = {name: search.score(result) for name, result in results.items()}
+        table.add(rung, scores)
+        with writing("The table of the search", root / "search.md"):
+            (root / "search.md").write_text(table.markdown())
+        _say_failures(runs, failures)
+        alive = search.better_half(scores)
+    print(f"best: --configs={word}+{'+'.join(trials[alive[0]])}")
+
+
+def _planned_search() -> tuple[str, dict[str, tuple[str, ...]], list[str]]:
+    """The one entry, the trials by name, and the rungs."""
+    words = [word for text in _CONFIGS.value or [] for word in entries.split(text)]
+    if len(words) != 1 or len(_SEEDS.value or []) != 1:
+        raise ValueError(f"A search got {len(words)} configs and the seeds {_SEEDS.value}; expected one of each.")
+    if _SPLIT.value != "validation":
+        raise ValueError("A search got --split=test; expected --split=validation: test images are for the last table.")
+    rungs = list(_RUNGS.value or [])
+    if not rungs or rungs != sorted(set(rungs), key=float):
+        raise ValueError(f"The rungs are {','.join(rungs)}; expected increasing shares of the epochs, such as 0.25,1.")
+    trials = search.draw(search.parse(str(_SEARCH.value)), _TRIALS.value, int(_SEEDS.value[0]))
+    return words[0], {", ".join(trial): trial for trial in trials}, rungs
 
 
 def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> Run:

@@ -1,7 +1,7 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
-`perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a window
-of any content at any position.
+`perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
+window of any content at any position.
 """
 
 from cure_jax.perturbations.patch import Patch, patch

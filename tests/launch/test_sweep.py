@@ -35,17 +35,19 @@ import numpy as np
 seed = int(flags["config.seed"])
 config = {"seed": seed, "radii": {"linf": 0.13, "l2": 0.45}, "reported": {}}
 result = {
-    "clean": 1.0, "certified": {"linf": 0.75, "l2": 0.5}, "union": 0.25 + 0.25 * (seed == 1), "empirical": {},
+    "clean": 1.0, "certified": {"linf": 0.75, "l2": 0.5}, "empirical": {},
+    "union": 0.25 + 0.25 * (seed == 1) + float(flags.get("config.learning_rate", 0)),
     "radii": config["radii"], "num_examples": min(4, int(flags["num_examples"])), "split_examples": 4, "seconds": 2.0,
     "method": flags["method"], "arithmetic": flags["arithmetic"], "config": config,
     "training_seconds": json.loads((workdir / "seconds.json").read_text())["training"],
     "curve": {"linf": {"radii": [0.0, 0.1], "certified": [1.0, 0.75]}},
 }
-(workdir / "certify.json").write_text(json.dumps(result))
+name = "validation" if flags["split"] == "validation" else "certify"
+(workdir / f"{name}.json").write_text(json.dumps(result))
 verdicts = {"verified.linf": [1, 1, 1, 0], "verified.l2": [1, seed == 1, 0, seed != 1], "correct": [1, 1, 1, 1]}
 margins = {"margin.linf": np.arange(4.0), "margin.l2": np.ones(4)}
-np.savez(workdir / "certify.npz", **{name: np.array(value, bool) for name, value in verdicts.items()}, **margins)
-(workdir / "certify.png").write_bytes(b"")
+np.savez(workdir / f"{name}.npz", **{name: np.array(value, bool) for name, value in verdicts.items()}, **margins)
+(workdir / f"{name}.png").write_bytes(b"")
 print("certified")
 """
 RUNNER = """
@@ -166,3 +168,49 @@ def test_a_mistake_is_found_before_anything_runs(sweep, tmp_path):
     assert done.stderr.startswith("error: l2, epochz=3:")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+SEARCH = (
+    "--configs=digits:max",
+    "--search=learning_rate=0.01..0.24",
+    "--trials=4",
+    "--rungs=0.5,1",
+    "--split=validation",
+)
+
+
+def test_a_search_trains_the_better_half_for_longer_and_names_the_best(sweep, tmp_path):
+    runs = tmp_path / "runs"
+    first = sweep(*SEARCH, fail="certify:rung_1")
+    assert first.returncode == 1
+    done = sweep(*SEARCH)
+    assert done.returncode == 0, done.stderr
+    table = (runs / "search.md").read_text().splitlines()
+    rates = [float(line.partition("learning_rate=")[2].split()[0]) for line in table[2:6]]
+    assert rates == sorted(rates, reverse=True)
+    # Two of four reach the last rung, and the best one wins.
+    cells = [line.split("|")[3].strip() for line in table[2:6]]
+    assert [bool(cell) for cell in cells] == [True, True, False, False]
+    assert done.stdout.splitlines()[-1] == f"best: --configs=digits:max+learning_rate={rates[0]:.3g}"
+    # The first rung was not repeated, and had half of the epochs.
+    logs = sorted((runs / "rung_0.5").glob("*/log.txt"))
+    assert len(logs) == 4
+    assert all(_calls(log) == ["train", "certify"] for log in logs)
+    assert all("--config.epochs=35" in log.read_text() for log in logs)
+    assert len(list((runs / "rung_1").glob("*/log.txt"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("--split=test", "test images are for the last table"),
+        ("--rungs=1,0.5", "increasing shares"),
+        ("--seeds=0,1", "expected one of each"),
+        ("--search=learning_rate", "expected FIELD=LOW..HIGH"),
+    ],
+)
+def test_a_search_says_what_is_wrong(sweep, changed, message):
+    done = sweep(*SEARCH, changed)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -53,7 +53,7 @@ def parse(words: Iterable[str]) -> list[Entry]:
     Raises:
       ValueError: There is none, or two have the same name.
     """
-    entries = [_entry(word) for text in words for word in _split(text)]
+    entries = [_entry(word) for text in words for word in split(text)]
     if not entries:
         raise ValueError("Got no configs; expected at least one, e.g. --configs=digits:scratch.")
     for entry in entries:
@@ -184,7 +184,7 @@ def _entry(word: str) -> Entry:
     return Entry(name, directory, config, (*(f"--config.{setting}" for setting in settings), *named))
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """Splits at the commas that lie outside of brackets."""
     words, depth = [""], 0
     for character in text:

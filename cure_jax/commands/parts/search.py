@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-__all__ = ["Choice", "Range", "better_half", "draw", "parse", "shortened"]
+__all__ = ["Choice", "Range", "Table", "better_half", "draw", "parse", "score", "shortened"]
 
 # What is counted in epochs, and shrinks with them.
 _TIMES = ("ramp_end", "natural_epochs", "kappa_ramp_epochs", "warmup_epochs")
@@ -121,6 +121,49 @@ def shortened(config: Mapping[str, Any], share: float) -> tuple[str, ...]:
     start = config["projection"]["start_epoch"]
     moved = [f"projection.start_epoch={share * start:.4g}"] if start > 0 else []
     return (f"epochs={epochs}", f"milestones={listed}", *times, *moved)
+
+
+def score(result: Mapping[str, Any]) -> tuple[float, float, float]:
+    """What a trial is compared by: union certified, then the mean over the norms, then clean accuracy.
+
+    Args:
+      result: contents of a `validation.json`.
+    """
+    certified = [result["certified"][norm] for norm in result["radii"]]
+    return result["union"], sum(certified) / len(certified), result["clean"]
+
+
+class Table:
+    """What each trial scored on each rung."""
+
+    def __init__(self, rungs: Sequence[str]):
+        """Nothing is known yet."""
+        self._rungs, self._scores = list(rungs), {}
+
+    def add(self, rung: str, scores: Mapping[str, Sequence[float]]) -> None:
+        """Takes the scores of a rung, by trial."""
+        for name, value in scores.items():
+            self._scores.setdefault(name, {})[rung] = tuple(value)
+
+    def markdown(self) -> str:
+        """A table in Markdown: those that came furthest first, then those that scored highest there."""
+
+        def rank(name: str) -> tuple:
+            reached = self._scores[name]
+            last = max(map(self._rungs.index, reached))
+            return last, reached[self._rungs[last]]
+
+        head = "| trial | " + " | ".join(f"{rung} of the epochs" for rung in self._rungs) + " |"
+        rows = [
+            f"| {name} | " + " | ".join(_cell(self._scores[name].get(rung)) for rung in self._rungs) + " |"
+            for name in sorted(self._scores, key=rank, reverse=True)
+        ]
+        lines = [head, "| :--- |" + " ---: |" * len(self._rungs), *rows]
+        return "\n".join([*lines, "", "Percent of validation images: union certified, mean of the norms, clean.", ""])
+
+
+def _cell(value: Sequence[float] | None) -> str:
+    return "" if value is None else " / ".join(f"{100 * share:.1f}" for share in value)
 
 
 def better_half(scores: Mapping[str, Sequence[float]]) -> list[str]:
