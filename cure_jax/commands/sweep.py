@@ -14,7 +14,7 @@ A fine-tuning begins from the run of this sweep and its seed that its config nam
 train and certify, for example `-- --config.epochs=5`.
 
 A search draws trials from ranges and lists of values, trains them for a share of the epochs, and then the better half
-of them for longer, by what is certified of validation images. Rungs lie in ROOT/rung_SHARE, the table in ROOT/search.md:
+of them for longer, by what is certified of validation images. Each rung has a folder, ROOT/search.md is the table:
 
     search="losses.l2.fraction=0.3..1.0,learning_rate=1e-3..1e-2:log"
     cure-jax sweep --configs=digits:max --search="$search" --trials=8 --split=validation --root=runs/search

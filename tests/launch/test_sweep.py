@@ -196,7 +196,7 @@ def test_a_search_trains_the_better_half_for_longer_and_names_the_best(sweep, tm
     logs = sorted((runs / "rung_0.5").glob("*/log.txt"))
     assert len(logs) == 4
     assert all(_calls(log) == ["train", "certify"] for log in logs)
-    assert all("--config.epochs=35" in log.read_text() for log in logs)
+    assert all("--config.epochs=50" in log.read_text() for log in logs)
     assert len(list((runs / "rung_1").glob("*/log.txt"))) == 2
 
 
