@@ -1,9 +1,42 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it.
+
+`geometric` is one: images as functions of parameters, which `constructors` makes by name. Below it, what each family of
+transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
+`colour`, `blur`; all of them on `intervals` that are rounded outward.
 """
 
+from cure_jax.perturbations.constructors import (
+    GEOMETRIC,
+    blur,
+    brightness,
+    by_name,
+    compose,
+    contrast,
+    rotation,
+    scaling,
+    shear,
+    translation,
+)
+from cure_jax.perturbations.geometric import Geometric
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
-__all__ = ["Inputs", "Perturbation", "PerturbationCertificate", "certify_perturbation"]
+__all__ = [
+    "GEOMETRIC",
+    "Geometric",
+    "Inputs",
+    "Perturbation",
+    "PerturbationCertificate",
+    "blur",
+    "brightness",
+    "by_name",
+    "certify_perturbation",
+    "compose",
+    "contrast",
+    "rotation",
+    "scaling",
+    "shear",
+    "translation",
+]
