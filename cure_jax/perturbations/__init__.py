@@ -2,10 +2,45 @@
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
 window of any content at any position.
+
+`geometric` has images as functions of parameters, which `constructors` makes by name. Below it, what each family of
+transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
+`colour`, `blur`; all of them on `intervals` that are rounded outward.
 """
 
+from cure_jax.perturbations.constructors import (
+    GEOMETRIC,
+    blur,
+    brightness,
+    by_name,
+    compose,
+    contrast,
+    rotation,
+    scaling,
+    shear,
+    translation,
+)
+from cure_jax.perturbations.geometric import Geometric
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
-__all__ = ["Inputs", "Patch", "Perturbation", "PerturbationCertificate", "certify_perturbation", "patch"]
+__all__ = [
+    "GEOMETRIC",
+    "Geometric",
+    "Inputs",
+    "Patch",
+    "Perturbation",
+    "PerturbationCertificate",
+    "blur",
+    "brightness",
+    "by_name",
+    "certify_perturbation",
+    "compose",
+    "contrast",
+    "patch",
+    "rotation",
+    "scaling",
+    "shear",
+    "translation",
+]
