@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from cure_jax.training.config import Config, alignment_pairs, default_config, norm_exponent
+from cure_jax.training.config import Config, alignment_pairs, default_config, norm_exponent, objective_of
 from cure_jax.training.fields import FIELDS, Field
 from cure_jax.training.losses import LOSSES
 from cure_jax.training.names import unknown
@@ -164,6 +164,10 @@ def _check_loss(config: Config, name: str, loss: Any) -> None:
             _require(field in fields, f"{path}.{field}", value, expected)
             _check_value(f"{path}.{field}", value, fields[field])
     _require(not norms or name in norms, f"{path}.kind", kind, f"this loss for {', '.join(norms)} only")
+    try:
+        objective_of(config, name, loss)
+    except ValueError as error:
+        raise ValueError(f"config.{path} is {dict(loss)}: {error}") from error
 
 
 def _check_alignment(config: Config) -> None:

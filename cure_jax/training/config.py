@@ -171,13 +171,14 @@ def alignment_pairs(config: Config) -> tuple[tuple[str, str], ...]:
 
 
 def _batch_objective(config: Config) -> multi_norm.BatchObjective:
-    single = {name: _objective(config, name, loss) for name, loss in config.losses.items()}
+    single = {name: objective_of(config, name, loss) for name, loss in config.losses.items()}
     if config.combine == "joint":
         return multi_norm.joint(single, dict(config.norm_weights) or None)
     return multi_norm.worst(single) if config.combine == "worst" else multi_norm.random_norm(single)
 
 
-def _objective(config: Config, name: str, loss: Config) -> objectives.Objective:
+def objective_of(config: Config, name: str, loss: Config) -> objectives.Objective:
+    """The loss of one norm, `loss` being `config.losses[name]`; ValueError where its fields do not fit together."""
     defaults = {field: known.default for field, known in LOSSES[loss.kind].fields.items()}
     settings = {**defaults, **{field: value for field, value in loss.items() if field != "kind"}}
     # Training at another radius is all that a fraction does.

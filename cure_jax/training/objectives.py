@@ -363,16 +363,18 @@ def noisy(noise: Noise, *, samples: int = 1, consistency: float | int = 0.0, ent
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         image = jnp.rint(x * noise.levels).astype(jnp.int32)
-        views = jax.vmap(lambda own: noise.sample(image, own))(jax.random.split(key, samples)).astype(x.dtype)
-        logits = jax.vmap(network.certified)(x + scale * (views - x))
-        by_view = jax.nn.log_softmax(logits)
+
+        def view(key: jax.Array) -> jax.Array:
+            return network.certified(x + scale * (noise.sample(image, key).astype(x.dtype) - x))
+
+        logits = jax.vmap(view)(jax.random.split(key, samples))
         own = jnp.arange(logits.shape[1]) == label
-        loss = -jnp.mean(jnp.sum(jnp.where(own, by_view, 0.0), axis=1))
+        by_view = jax.nn.log_softmax(logits)
+        loss = -jnp.mean(jax.vmap(lambda view: jnp.sum(jnp.where(own, view, 0.0)))(by_view))
         if consistency:
             log_mean = jax.nn.logsumexp(by_view, axis=0) - math.log(samples)
-            mean = jnp.exp(log_mean)
-            divergence = jnp.mean(jnp.sum(mean * (log_mean - by_view), axis=1))
-            loss = loss + consistency * divergence - entropy * jnp.sum(mean * log_mean)
+            divergences = jax.vmap(lambda view: jnp.sum(jnp.exp(log_mean) * (log_mean - view)))(by_view)
+            loss = loss + consistency * jnp.mean(divergences) - entropy * jnp.sum(jnp.exp(log_mean) * log_mean)
         # Of the mean of the logits: for metrics alone.
         center = jnp.mean(logits, axis=0)
         return Worst(center - jnp.sum(jnp.where(own, center, 0.0)), loss=loss)

@@ -134,6 +134,16 @@ def test_the_default_config_is_right() -> None:
         ({"augmentation.crop": -1}, r"config\.augmentation\.crop is -1"),
         ({"losses": {"linf": {"kind": "small_box", "shrinking": 2.0}}}, r"losses\.linf\.shrinking is 2\.0"),
         ({"losses": {"linf": {"kind": "expressive", "combination": "x"}}}, r"combination is 'x'; expected one of cc"),
+        ({"losses": {"l2": {"kind": "noise", "noise": "pink"}}}, r"losses\.l2\.noise is 'pink'; expected one of gauss"),
+        ({"losses": {"l2": {"kind": "noise", "scale": 0.0}}}, r"config\.losses\.l2 is .*gaussian got sigma=0\.0"),
+        (
+            {"losses": {"l2": {"kind": "noise", "consistency": 1.0}}},
+            r"config\.losses\.l2 is .*expected at least one view",
+        ),
+        (
+            {"losses": {"l2": {"kind": "noise", "entropy": -1.0}}},
+            r"losses\.l2\.entropy is -1\.0; expected a finite weight",
+        ),
     ],
     ids=str,
 )
@@ -151,6 +161,9 @@ def test_fit_checks_before_it_computes_or_writes(tmp_path: Path) -> None:
 def test_right_variations_pass() -> None:
     check(_config({"losses": {"linf": {"kind": "ibp"}, "l2": {"kind": "lipschitz", "fraction": 0.5}}}))
     check(_config({"losses": _BOTH, "combine": "joint", "norm_weights": {"l2": 0.3, "linf": 0.7}}))
+    check(
+        _config({"losses": {"l2": {"kind": "noise", "noise": "splitting", "scale": 1, "samples": 2, "consistency": 5}}})
+    )
     check(_config({"radii": {"l1": 1.0, "l3": 0.2}, "losses": {"l3": {"kind": "pgd"}}, "reported": {"l2": 0.0}}))
     check(_config({**_ALIGNED, "milestones": (), "natural_epochs": 0.0, "ramp_end": 0.0, "learning_rate": 0.0}))
 

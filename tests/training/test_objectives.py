@@ -12,7 +12,7 @@ import pytest
 from jax.tree_util import Partial
 
 import cure_jax as cj
-from cure_jax import attacks
+from cure_jax import attacks, smoothing
 from cure_jax import graph as graphs
 from cure_jax.bounds.ibp import ibp_with_layers
 from cure_jax.bounds.lipschitz import estimated_norms, initial_vectors
@@ -233,6 +233,7 @@ _EVERY_OBJECTIVE: dict[str, Objective] = {
     "small_box, l2": objectives.small_box(_ball(2.0), 0.1, ratio=0.4, steps=2),
     "dual_norm, l2": objectives.dual_norm(_ball(2.0), 0.1),
     "dual_norm, l1": objectives.dual_norm(_ball(1.0), 0.1),
+    "noisy": objectives.noisy(smoothing.gaussian(0.2), samples=2, consistency=1.0),
 }
 
 
@@ -255,6 +256,50 @@ def test_gradients_are_finite_at_every_scale_and_flow_through_the_certified_netw
         assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(certified))
         assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(certified))
         assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(attacked))
+
+
+_NOISES = [smoothing.gaussian(0.3, levels=20), smoothing.splitting(0.5, levels=20)]
+
+
+def _loss_of_views(objective: Objective, f: Callable, scale: float) -> tuple[float, np.ndarray]:
+    """The loss, and the views of the network that it was computed from."""
+    views: list[np.ndarray] = []
+
+    def seen(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda x: views.append(np.asarray(x)), x)
+        return f(x)
+
+    loss = objective(_network(seen), _X, jnp.int32(2), jnp.float32(scale), _KEY).loss
+    jax.effects_barrier()
+    return float(loss), np.stack(views)
+
+
+@pytest.mark.parametrize("noise", _NOISES, ids=lambda noise: noise.kind)
+def test_noisy_views_are_classified_as_the_label_and_alike(noise: smoothing.Noise) -> None:
+    f = _wide()
+    loss, views = _loss_of_views(objectives.noisy(noise, samples=3, consistency=2.0, entropy=0.7), f, 1.0)
+    assert views.shape == (3, 4)
+    assert len({tuple(view) for view in views.tolist()}) == 3
+    by_view = np.asarray(jax.vmap(jax.nn.softmax)(jax.vmap(f)(jnp.asarray(views))), float)
+    mean = by_view.mean(axis=0)
+    natural = -np.log(by_view[:, 2]).mean()
+    divergence = np.mean([np.sum(mean * np.log(mean / view)) for view in by_view])
+    expected = natural + 2.0 * divergence - 0.7 * np.sum(mean * np.log(mean))
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert _loss_of_views(objectives.noisy(noise, samples=3), f, 1.0)[0] == pytest.approx(natural, rel=1e-4)
+    # Half of the noise on the ramp, none before it.
+    half = _loss_of_views(objectives.noisy(noise, samples=3), f, 0.5)[1]
+    np.testing.assert_allclose(
+        np.sort(half, axis=0), np.sort(np.asarray(_X) + 0.5 * (views - np.asarray(_X)), axis=0), atol=1e-6
+    )
+    clean = objectives.cross_entropy(f(_X), jnp.int32(2))
+    assert _loss_of_views(objectives.noisy(noise, samples=3), f, 0.0)[0] == pytest.approx(float(clean), rel=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"samples": 0}, {"consistency": 1.0}, {"samples": 2, "entropy": -1.0}])
+def test_noise_without_views_to_compare_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected at least one view, two for a consistency"):
+        objectives.noisy(_NOISES[0], **fields)
 
 
 def _wide(seed: int = 4) -> Partial:
