@@ -110,12 +110,10 @@ class NnxNetwork:
     def check(self, images: jax.ShapeDtypeStruct) -> None:
         """Refuses what changes when it is called: in inference anything, in training all but `nnx.BatchStat`."""
         for train in (False, True):
-            before = dict(self.structure.rest) | ({} if train else self._initial_statistics)
-            after = jax.jit(functools.partial(self._left, tuple(before), images, train))(self.initial)
-            changed = [place for place, leaf in before.items() if not _same(leaf, after[_name(place)])]
-            if changed:
+            before, after = jax.jit(functools.partial(self._left, images, train))(self.initial)
+            if changed := [place for place in before if not _same(before[place], after[place])]:
                 raise ValueError(
-                    f"{self.name} changes {'.'.join(_name(changed[0]))} when it is called "
+                    f"{self.name} changes {'.'.join(changed[0])} when it is called "
                     f"{'in training' if train else 'after eval()'}; expected a network that changes nothing but "
                     "nnx.BatchStat, and these only in training. Make it a constant, or leave it out."
                 )
@@ -179,11 +177,6 @@ class NnxNetwork:
         jax.eval_shape(run, images)
         return fan_ins
 
-    @property
-    def _initial_statistics(self) -> dict[tuple[Any, ...], Any]:
-        named: Any = flatten_dict(self.initial.get("batch_stats", {}))
-        return {place: named[_name(place)] for place in self.structure.places.get("batch_stats", ())}
-
     def _trained(self, interceptor: Interceptor, variables: Variables, images: jax.Array, axis_name: str | None) -> Any:
         """A module after a training pass."""
         module = self.structure.merged(variables)
@@ -194,17 +187,19 @@ class NnxNetwork:
         return module
 
     def _left(
-        self, places: tuple, images: jax.ShapeDtypeStruct, train: bool, variables: Variables
-    ) -> dict[Path, jax.Array]:
-        """What a pass over black images leaves at these places; XLA drops all else of it."""
-        black = jnp.zeros(images.shape, images.dtype)
+        self, images: jax.ShapeDtypeStruct, train: bool, variables: Variables
+    ) -> tuple[dict[Path, jax.Array], dict[Path, jax.Array]]:
+        """What a module holds before and after a pass; all else of the pass XLA drops."""
+        noise = jax.random.uniform(jax.random.key(0), images.shape, images.dtype)
+        module = self.structure.merged(variables)
+        before = _named(_leaves(nnx.state(module)))
         if train:
-            module = self._trained(_uninterrupted, variables, black, None)
+            module = self._trained(_uninterrupted, variables, noise, None)
         else:
-            module = self.structure.merged(variables)
-            module(black, **mode(module.__call__, train=False))
-        leaves = _leaves(nnx.state(module))
-        return {_name(place): leaves[place] for place in places}
+            module(noise, **mode(module.__call__, train=False))
+        after = _named(_leaves(nnx.state(module)))
+        averages = flatten_dict(variables.get("batch_stats", {})) if train else {}
+        return before, {path: before[path] if path in averages else leaf for path, leaf in after.items()}
 
 
 def _leaves(state: Any) -> dict[tuple[Any, ...], Any]:
