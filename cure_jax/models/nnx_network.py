@@ -29,8 +29,8 @@ __all__ = ["NnxNetwork", "nnx_network"]
 Interceptor = Callable[[Callable, Any, Path, tuple, dict], Any]
 
 
-def nnx_network(module: nnx.Module) -> "NnxNetwork":
-    """The network of a module, which is left as it is.
+def nnx_network(module: Any) -> "NnxNetwork":
+    """The network of an `nnx.Module`, which is left as it is.
 
     Raises:
       ValueError: for Dropout.
@@ -100,7 +100,7 @@ class NnxNetwork:
 
     def module(self, variables: Variables) -> Any:
         """A module with these variables, in inference mode."""
-        return self.structure.merged(variables)
+        return self.structure.merged(jax.tree.map(jnp.asarray, dict(variables)))
 
     def init(self, key: Any, images: jax.Array) -> dict[str, Any]:
         """What the module came with: its parameters were drawn when it was made."""
@@ -109,6 +109,10 @@ class NnxNetwork:
 
     def check(self, images: jax.ShapeDtypeStruct) -> None:
         """Refuses what changes when it is called: in inference anything, in training all but `nnx.BatchStat`."""
+        if not self.initial["params"]:
+            raise ValueError(
+                f"{self.name} has no nnx.Param; expected at least one, as nothing else is trained. Use it."
+            )
         for train in (False, True):
             before, after = jax.jit(functools.partial(self._left, images, train))(self.initial)
             if changed := [place for place in before if not _same(before[place], after[place])]:
@@ -203,9 +207,9 @@ class NnxNetwork:
 
 
 def _leaves(state: Any) -> dict[tuple[Any, ...], Any]:
-    """Arrays by their keys in the module."""
+    """Arrays by their keys in the module; those of NumPy are copied, as somebody may change them."""
     leaves: Any = flatten_dict(nnx.to_pure_dict(state))
-    return leaves
+    return {place: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for place, leaf in leaves.items()}
 
 
 def _name(place: tuple[Any, ...]) -> Path:
@@ -229,7 +233,7 @@ def _same(old: Any, new: Any) -> bool:
 
 def _intercept(module: Any, base: type, interceptor: Interceptor) -> Iterator[Any]:
     """Puts an interceptor around the calls of all layers of a kind, below what their subclasses do; the layers."""
-    layers = [(path, layer) for path, layer in nnx.iter_modules(module) if isinstance(layer, base)]
+    layers: list[tuple[Any, Any]] = [item for item in nnx.iter_modules(module) if isinstance(item[1], base)]
     for path, layer in layers:
         layer.__class__ = _intercepted(type(layer), base)
         # Static: it is there after nnx.jit and its like took the module apart, which trace anew because of it.

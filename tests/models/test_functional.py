@@ -289,6 +289,25 @@ def test_an_nnx_module_is_a_classifier_with_its_own_variables_compiled_once_for_
         classifier(tiny.TinyMLP())
 
 
+class Scaled(nnx.Module):
+    """With a static number, an array that is no parameter, a variable that is none, and a key."""
+
+    def __init__(self, scale: float = 1.0, shift: float = 0.0, offset: float = 0.0, seed: int = 0) -> None:
+        self.scale, self.shift, self.offset = scale, jnp.full((1, 3), shift), nnx.Variable(jnp.full((1, 3), offset))
+        self.last, self.key = nnx.Linear(16, 3, rngs=nnx.Rngs(0)), nnx.RngKey(jax.random.key(seed), tag="noise")
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        noise = jax.random.normal(self.key[...], (1, 3))
+        return self.scale * self.last(flatten(images)) + self.shift + self.offset[...] + noise
+
+
+def test_what_is_compiled_for_an_nnx_module_is_never_found_for_another_one() -> None:
+    logits = jax.jit(lambda f, x: f(x))
+    for fields in ({}, {"scale": 2.0}, {"shift": 1.0}, {"offset": 1.0}, {"seed": 1}, {}):
+        module = Scaled(**fields)
+        np.testing.assert_allclose(logits(classifier(module), _IMAGES[0]), module(_IMAGES[:1])[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("model", [models.create("cnn5", 3, width=2, dense=4), tiny.TinyMLP()], ids=["cnn5", "mlp"])
 def test_a_linen_network_is_an_nnx_module(model: nn.Module) -> None:
     variables = tiny.variables(model, seed=5)

@@ -77,6 +77,10 @@ def test_a_trained_nnx_network_is_an_nnx_module_and_the_one_that_came_is_as_it_w
         np.testing.assert_array_equal(trained.norm.mean[...], fitted.variables["batch_stats"]["norm"]["mean"])
         expected = jax.vmap(fitted.classifier)(jnp.asarray(_DATA[0]))
         np.testing.assert_allclose(trained(jnp.asarray(_DATA[0])), expected, rtol=1e-4, atol=1e-5)
+        # It is trained on by itself.
+        trained.train()
+        trained(jnp.asarray(_DATA[0]))
+        assert np.all(trained.norm.mean[...] != fitted.variables["batch_stats"]["norm"]["mean"])
 
 
 class _Interrupted:
