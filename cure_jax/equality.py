@@ -106,7 +106,9 @@ def _leaf_key(leaf: Any) -> Hashable:
 def _array_key(array: jax.Array | np.ndarray | np.generic) -> Hashable:
     kind = (type(array), str(array.dtype), array.shape, getattr(array, "weak_type", False))
     if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
+        # It is called while others trace too.
+        with jax.ensure_compile_time_eval():
+            array = jax.random.key_data(array)
     return (kind, np.asarray(array).tobytes())
 
 

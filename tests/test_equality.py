@@ -85,6 +85,18 @@ def test_an_array_that_is_changed_in_place_is_another_one() -> None:
         before(1.0)
 
 
+def test_keys_are_compared_while_others_trace() -> None:
+    keys = [jax.random.key(seed) for seed in (3, 3, 4)]
+
+    @jax.jit
+    def function(x: jax.Array) -> jax.Array:
+        first, equal, other = (ByValue(_Shift(key)) for key in keys)
+        assert first == equal != other
+        return x
+
+    np.testing.assert_array_equal(function(jnp.ones(2)), [1.0, 1.0])
+
+
 def test_traced_arrays_are_themselves() -> None:
     @jax.jit
     def function(x: jax.Array) -> jax.Array:

@@ -2,7 +2,8 @@
 
 Every network takes images [batch, height, width, channels] and `train: bool = False`, normalises by (mean, std) in its
 first layer, so that radii stay in pixel units, and returns logits [batch, num_classes]. Those with BatchNorm have the
-fields `momentum` and `axis_name`, and the collection "batch_stats". Any other flax module serves as well.
+fields `momentum` and `axis_name`, and the collection "batch_stats". Any other flax module serves as well, of linen or
+nnx, and so does a pair of functions; `pretrained(name).as_nnx()` is a kept network as an nnx module.
 """
 
 from cure_jax.models.archive import pretrained, pretrained_examples, pretrained_index, pretrained_names

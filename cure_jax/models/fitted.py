@@ -66,11 +66,11 @@ class Fitted:
         if not isinstance(self.model, nn.Module):
             return functional(self.model).module(self.variables)
         images = jnp.zeros((1, *self.example_shape))
-        module = nnx.bridge.ToNNX(self.model, rngs=nnx.Rngs(0)).lazy_init(images)
-        # From now on it draws nothing.
+        module: Any = nnx.eval_shape(lambda: nnx.bridge.ToNNX(self.model, rngs=nnx.Rngs(0)).lazy_init(images))
+        # It draws no parameters any more.
         module.to_nnx__rngs = None
         for collection in self.variables.values():
-            nnx.update(module, dict(collection))
+            nnx.update(module, jax.tree.map(jnp.asarray, dict(collection)))
         return module
 
 

@@ -84,19 +84,24 @@ def functional(model: Any) -> Functional:
     if isinstance(model, nn.Module):
         return LinenNetwork(model)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
-        return PlainNetwork(*model)
-    if not isinstance(model, type):
-        if isinstance(model, Functional):
-            return model
-        # It takes long to import, and whoever has one of its modules has done so.
-        if "flax.nnx" in sys.modules and isinstance(model, sys.modules["flax.nnx"].Module):
-            from cure_jax.models.nnx_network import nnx_network
+        init, apply = model
+        return PlainNetwork(init, apply)
+    if isinstance(model, Functional) and not isinstance(model, type):
+        return model
+    if _is_nnx(model):
+        from cure_jax.models.nnx_network import nnx_network
 
-            return nnx_network(model)
+        return nnx_network(model)
     raise TypeError(
         f"The network is {_described(model)}; expected a flax.linen module, a flax.nnx module or a pair of functions "
         f"(init, apply). {_advice(model)}"
     )
+
+
+def _is_nnx(model: Any) -> bool:
+    # It takes long to import, and whoever has one of its modules has done so.
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(model, nnx.Module)
 
 
 def mode(call: Callable, *, train: bool) -> dict[str, Any]:

@@ -29,8 +29,8 @@ __all__ = ["NnxNetwork", "nnx_network"]
 Interceptor = Callable[[Callable, Any, Path, tuple, dict], Any]
 
 
-def nnx_network(module: nnx.Module) -> "NnxNetwork":
-    """The network of a module, which is left as it is.
+def nnx_network(module: Any) -> "NnxNetwork":
+    """The network of an `nnx.Module`, which is left as it is.
 
     Raises:
       ValueError: for Dropout.
@@ -100,7 +100,7 @@ class NnxNetwork:
 
     def module(self, variables: Variables) -> Any:
         """A module with these variables, in inference mode."""
-        return self.structure.merged(variables)
+        return self.structure.merged(jax.tree.map(jnp.asarray, dict(variables)))
 
     def init(self, key: Any, images: jax.Array) -> dict[str, Any]:
         """What the module came with: its parameters were drawn when it was made."""
@@ -109,13 +109,15 @@ class NnxNetwork:
 
     def check(self, images: jax.ShapeDtypeStruct) -> None:
         """Refuses what changes when it is called: in inference anything, in training all but `nnx.BatchStat`."""
+        if not self.initial["params"]:
+            raise ValueError(
+                f"{self.name} has no nnx.Param; expected at least one, as nothing else is trained. Use it."
+            )
         for train in (False, True):
-            before = dict(self.structure.rest) | ({} if train else self._initial_statistics)
-            after = jax.jit(functools.partial(self._left, tuple(before), images, train))(self.initial)
-            changed = [place for place, leaf in before.items() if not _same(leaf, after[_name(place)])]
-            if changed:
+            before, after = jax.jit(functools.partial(self._left, images, train))(self.initial)
+            if changed := [place for place in before if not _same(before[place], after[place])]:
                 raise ValueError(
-                    f"{self.name} changes {'.'.join(_name(changed[0]))} when it is called "
+                    f"{self.name} changes {'.'.join(changed[0])} when it is called "
                     f"{'in training' if train else 'after eval()'}; expected a network that changes nothing but "
                     "nnx.BatchStat, and these only in training. Make it a constant, or leave it out."
                 )
@@ -179,11 +181,6 @@ class NnxNetwork:
         jax.eval_shape(run, images)
         return fan_ins
 
-    @property
-    def _initial_statistics(self) -> dict[tuple[Any, ...], Any]:
-        named: Any = flatten_dict(self.initial.get("batch_stats", {}))
-        return {place: named[_name(place)] for place in self.structure.places.get("batch_stats", ())}
-
     def _trained(self, interceptor: Interceptor, variables: Variables, images: jax.Array, axis_name: str | None) -> Any:
         """A module after a training pass."""
         module = self.structure.merged(variables)
@@ -194,23 +191,25 @@ class NnxNetwork:
         return module
 
     def _left(
-        self, places: tuple, images: jax.ShapeDtypeStruct, train: bool, variables: Variables
-    ) -> dict[Path, jax.Array]:
-        """What a pass over black images leaves at these places; XLA drops all else of it."""
-        black = jnp.zeros(images.shape, images.dtype)
+        self, images: jax.ShapeDtypeStruct, train: bool, variables: Variables
+    ) -> tuple[dict[Path, jax.Array], dict[Path, jax.Array]]:
+        """What a module holds before and after a pass; all else of the pass XLA drops."""
+        noise = jax.random.uniform(jax.random.key(0), images.shape, images.dtype)
+        module = self.structure.merged(variables)
+        before = _named(_leaves(nnx.state(module)))
         if train:
-            module = self._trained(_uninterrupted, variables, black, None)
+            module = self._trained(_uninterrupted, variables, noise, None)
         else:
-            module = self.structure.merged(variables)
-            module(black, **mode(module.__call__, train=False))
-        leaves = _leaves(nnx.state(module))
-        return {_name(place): leaves[place] for place in places}
+            module(noise, **mode(module.__call__, train=False))
+        after = _named(_leaves(nnx.state(module)))
+        averages = flatten_dict(variables.get("batch_stats", {})) if train else {}
+        return before, {path: before[path] if path in averages else leaf for path, leaf in after.items()}
 
 
 def _leaves(state: Any) -> dict[tuple[Any, ...], Any]:
-    """Arrays by their keys in the module."""
+    """Arrays by their keys in the module; those of NumPy are copied, as somebody may change them."""
     leaves: Any = flatten_dict(nnx.to_pure_dict(state))
-    return leaves
+    return {place: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for place, leaf in leaves.items()}
 
 
 def _name(place: tuple[Any, ...]) -> Path:
@@ -234,7 +233,7 @@ def _same(old: Any, new: Any) -> bool:
 
 def _intercept(module: Any, base: type, interceptor: Interceptor) -> Iterator[Any]:
     """Puts an interceptor around the calls of all layers of a kind, below what their subclasses do; the layers."""
-    layers = [(path, layer) for path, layer in nnx.iter_modules(module) if isinstance(layer, base)]
+    layers: list[tuple[Any, Any]] = [item for item in nnx.iter_modules(module) if isinstance(item[1], base)]
     for path, layer in layers:
         layer.__class__ = _intercepted(type(layer), base)
         # Static: it is there after nnx.jit and its like took the module apart, which trace anew because of it.

@@ -74,12 +74,10 @@ class PlainNetwork:
 
             return jax.jvp(moved, (before,), (jax.tree.map(jnp.ones_like, before),))[1]
 
+        found: Any = flatten_dict(momenta(images))
         self._check_constant(momenta, images)
         old, new = (flatten_dict(tree) for tree in (before, self.update(variables, images, axis_name)))
-        moving: Any = {
-            path: momentum for path, momentum in flatten_dict(momenta(images)).items() if _moves(path, old, new)
-        }
-        return {path: 1 - momentum for path, momentum in moving.items()}
+        return {path: 1 - momentum for path, momentum in found.items() if _moves(path, old, new)}
 
     def update(self, variables: Variables, images: jax.Array, axis_name: str | None) -> Mapping[str, Any]:
         """What `apply` makes of `batch_stats` in training."""

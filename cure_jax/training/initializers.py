@@ -12,7 +12,7 @@ from cure_jax.models.functional import functional
 def ibp_init(model: Any, params: PyTree, key: PRNGKeyArray, example: Any) -> PyTree:
     r"""Draw the kernels of a network so that interval bounds neither explode nor vanish with depth.
 
-    Every kernel of a `flax.linen` dense or convolutional layer but the last becomes
+    Every kernel of a dense or convolutional layer of `flax.linen` or `flax.nnx` but the last becomes
 
     .. math::
 
@@ -21,12 +21,12 @@ def ibp_init(model: Any, params: PyTree, key: PRNGKeyArray, example: Any) -> PyT
     :math:`n` the fan-in: the width of an interval then keeps its expected size through an affine layer followed by a
     ReLU. The last affine layer, biases, normalisation layers and whatever else the model holds keep their values.
 
-    The layers are found by running the model on abstract values, so that any `flax.linen` model will do; "last" is
-    the one that runs last. A model without such layers is an error.
+    The layers are found by running the model on abstract values, so that any module of flax will do; "last" is the
+    one that runs last. A model without such layers is an error, and so are functions, whose layers nobody knows.
 
     Args:
       model: The network.
-      params: Its `"params"` collection, as `model.init` returned it.
+      params: Its `"params"` collection, as `model.init` of a linen module returns it.
       key: A PRNG key. Kernels depend on it and on their place in the order of execution, and on nothing else.
       example: An input as `model.init` takes it, batch axis included; only its shape and dtype are read.
 
@@ -55,8 +55,9 @@ def ibp_init(model: Any, params: PyTree, key: PRNGKeyArray, example: Any) -> PyT
     fan_ins = network.fan_ins(example)
     if not fan_ins:
         raise ValueError(
-            f"ibp_init found no layer to initialise in {network.name}; a model that runs flax.linen.Dense or "
-            "flax.linen.Conv layers was expected. Keep its own initialisation instead."
+            f"ibp_init found no layer to initialise in {network.name}; a module that runs the dense or convolutional "
+            "layers of flax.linen or flax.nnx was expected. Keep its own initialisation: "
+            "config.initialization = 'default'."
         )
     # A dict keeps the order of execution.
     order = {path: index for index, path in enumerate(fan_ins)}

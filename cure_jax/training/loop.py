@@ -57,15 +57,25 @@ def fit(
     *,
     validation: Arrays | None = None,
 ) -> Fitted:
-    """Trains a flax network so that its predictions can be proved not to change.
+    """Trains a network so that its predictions can be proved not to change.
 
     Several processes that have joined (`cure_jax.distributed.initialize`) call it with the same arguments and share
     the work; files are written by the first one, where all of them must be able to read.
 
     Args:
-      model: a flax (linen) module of batches, `[batch, *x] -> [batch, classes]`. A network with BatchNorm takes an
-        argument `train`, as is usual, and needs a field `axis_name` to be trained on several devices. Its collections
-        are `params` and `batch_stats`.
+      model: a network of batches, `[batch, *x] -> [batch, classes]`, of one of three kinds.
+
+        A `flax.linen` module: with BatchNorm it takes an argument `train`, as is usual, and needs a field `axis_name`
+        to be trained on several devices. Its collections are `params` and `batch_stats`.
+
+        A `flax.nnx` module: training begins with its parameters (`nnx.Param`), runs as after `train()` and gives back
+        a module of its own, as after `eval()`; the one that came is left as it is. BatchNorm is averaged over all
+        devices. Other variables are constants.
+
+        A pair of functions, `init(key, images) -> params` and `apply(params, images) -> logits`. With statistics of
+        batches, `apply` has the arguments `train` and `axis_name`, params are `{"params": ..., "batch_stats": ...}`,
+        and with `train=True` it returns `(logits, batch_stats)`, running averages m * old + (1 - m) * statistic. Its
+        layers are not known, so `config.initialization` is "default".
       data: images `[examples, *x]`, uint8 or floating in [0, 1], and labels `[examples]`.
       config: from `default_config()`, with fields overridden; `dataset` and `data_dir` are not looked at, `model` only
         to write down whether `load` can make the network of it.
@@ -78,7 +88,8 @@ def fit(
       The trained network.
 
     Raises:
-      ValueError: for a config, a network, images or labels that do not fit, before anything is computed.
+      TypeError: for what is no network, such as a class.
+      ValueError: for a config, a network, images or labels that do not fit, before anything is trained.
       WorkdirError: if `workdir` was made with another config, other data, or from other parameters, or another
         training has it; nothing in it is changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
@@ -138,7 +149,7 @@ def restore(model: Any, example: np.ndarray, config: Config, workdir: str | os.P
     """The trained network of a work directory, read without changing anything.
 
     Args:
-      model: the module that was trained.
+      model: the network that was trained, see `fit`; parameters that it holds do not matter.
       example: `[1, *x]`, of the shape of its inputs (the crop, if the config has one).
       config: that it was trained with.
       workdir: of the run.

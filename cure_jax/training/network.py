@@ -4,9 +4,11 @@ A bound must never see batch statistics that depend on its own example, so those
 and then held: `clean_statistics`. What remains of BatchNorm is an affine map, and gradients flow through the
 statistics.
 
-Only `nn.BatchNorm` makes statistics of a batch, each with a momentum of its own. Everything else in `batch_stats`
-(frozen BatchNorm, the vectors of `nn.SpectralNorm`, counters) stays what it was during a step, and then becomes what
-flax makes of it. What another module makes of the images there is refused.
+Only BatchNorm, of linen or of nnx, makes statistics of a batch, each with a momentum of its own. Everything else in
+`batch_stats` (frozen BatchNorm, the vectors of `nn.SpectralNorm`, counters) stays what it was during a step, and then
+becomes what flax makes of it. What another module makes of the images there is refused.
+
+What kind of network it is, only `models.functional` knows; what is said of flax here holds for functions as well.
 """
 
 import logging
@@ -64,13 +66,13 @@ def clean_statistics(
     if every batch is this one.
 
     Args:
-      model: the module; `axis_name` set on a field of that name synchronises the statistics over devices.
+      model: the network, as `training.fit` takes it.
       variables: parameters and running averages.
       images: the clean batch of this device.
-      axis_name: the device axis, None on one device.
+      axis_name: the device axis over which the statistics are averaged, None on one device.
 
     Raises:
-      ValueError: naming the module, for a BatchNorm that is not averaged over the device axis, that an argument of
+      ValueError: naming the network, for a BatchNorm that is not averaged over the device axis, that an argument of
         another name than `train` may switch, or that has no statistics of its own; and for anything else in
         `batch_stats` that depends on the images, or changes its type or place.
     """
@@ -115,7 +117,7 @@ def population_statistics(
     """The collection `batch_stats` with means over clean batches of one size instead of moving averages.
 
     Args:
-      model: the module.
+      model: the network.
       variables: parameters, and the collection whose averages are replaced.
       batches: of the training set, in pixels of [0, 1].
 
@@ -136,18 +138,19 @@ def population_statistics(
 
 
 def check_network(model: Any, images: jax.ShapeDtypeStruct) -> int:
-    """Checks, without computing anything, that a network can be trained: as a function of one example.
+    """Checks, before anything is trained, that a network can be trained: as a function of one example.
 
     Args:
-      model: the module.
+      model: the network.
       images: shape and type of a batch.
 
     Returns:
       The number of classes.
 
     Raises:
-      ValueError: naming the module and what was expected of it, for Dropout, for a network that needs other collections
-        than `params` and `batch_stats` or changes them in inference, and where `clean_statistics` does.
+      TypeError: for what is no network.
+      ValueError: naming the network and what was expected of it, for Dropout, for one that needs other collections than
+        `params` and `batch_stats` or changes them in inference, and where `clean_statistics` does.
     """
     network = functional(model)
     network.check(images)

@@ -35,5 +35,5 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the flax module is applied to."""
+        """What the network is applied to."""
         return {"params": self.params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
