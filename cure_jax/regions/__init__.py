@@ -11,7 +11,7 @@ from cure_jax.regions.ball import LpBall, l1_ball, l2_ball, linf_ball, lp_ball
 from cure_jax.regions.box import Box, box
 from cure_jax.regions.convex_hull import Hull, hull
 from cure_jax.regions.cut_hull import CutHull
-from cure_jax.regions.region import Interval, Region
+from cure_jax.regions.region import Interval, Region, check_region
 
 __all__ = [
     "Box",
@@ -21,6 +21,7 @@ __all__ = [
     "LpBall",
     "Region",
     "box",
+    "check_region",
     "hull",
     "l1_ball",
     "l2_ball",
