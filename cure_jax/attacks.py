@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from cure_jax.regions import Box, L0Ball, LpBall, Region
-from cure_jax.validation import as_class
+from cure_jax.regions import Box, L0Ball, LpBall, Region, check_region
+from cure_jax.validation import as_class, check_logits
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
 
@@ -64,12 +64,14 @@ def pgd(  # noqa: PLR0913 - four things to attack, and the options of every publ
         A point of the region, as `region.project` returns it.
 
     Raises:
+        TypeError: `region` is none, or f does not return an array.
         ValueError: steps, restarts or step_size not positive, an unknown loss, or f does not return two logits or more.
 
     References:
         Madry et al., Towards deep learning models resistant to adversarial attacks (ICLR 2018), section 2.1; the sizes
         are those of CURE (Jiang et al., arXiv 2410.03000) and SABR (Mueller et al., ICLR 2023).
     """
+    check_region(region, "pgd")
     size = _default_step_size(region) if step_size is None else step_size
     _check_options(steps, restarts, size)
     objective = _objective(f, label, loss)
@@ -142,6 +144,7 @@ def apgd(  # noqa: PLR0913 - the signature of pgd
         Croce & Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks
         (ICML 2020), algorithm 1, equations (1) to (3) and, for the dlr loss, (6).
     """
+    check_region(region, "apgd")
     size = 2.0 if step_size is None else step_size
     _check_options(steps, restarts, size)
     objective = _objective(f, label, loss)
@@ -221,11 +224,11 @@ def _objective(
 
     def objective(x: Array) -> Array:
         logits = f(x)
+        check_logits(logits)
         least = 3 if loss == "dlr" else 2
-        if logits.ndim != 1 or logits.size < least:
+        if logits.size < least:
             raise ValueError(
-                f"f returns shape {logits.shape}; expected the logits of one example, at least {least} for loss "
-                f"{loss!r}: wrap a batched network, e.g. lambda x: model.apply(variables, x[None])[0]."
+                f"f returns shape {logits.shape}; expected logits, at least {least} for loss {loss!r}: choose another loss."
             )
         is_label = jnp.arange(logits.size, dtype=jnp.int32) == as_class(label)
         others = jnp.where(is_label, -jnp.inf, logits)

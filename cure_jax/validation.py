@@ -1,12 +1,54 @@
 """Checks of images and labels before anything is trained on them or certified."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32, Integer
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["as_class", "validate"]
+__all__ = ["as_class", "check_logits", "described", "validate"]
+
+
+def described(value: object) -> str:
+    """What somebody gave, in a few words for a message: its type, and its value, shape or name if that is short.
+
+    Examples:
+      >>> described(0.1), described("inf"), described(np.zeros((2, 3))), described((1, 2)), described(described)
+      ('the float 0.1', "the str 'inf'", 'an array of shape (2, 3)', 'a tuple of 2', 'the function described')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, bool | int | float | str):
+        return f"the {type(value).__name__} {value!r}"
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, tuple | list | dict):
+        return f"a {type(value).__name__} of {len(value)}"
+    if inspect.isfunction(value):
+        return "a lambda" if value.__name__ == "<lambda>" else f"the function {value.__name__}"
+    return f"an object of type {type(value).__name__}"
+
+
+def check_logits(logits: object) -> None:
+    """Checks what a classifier returns of one example.
+
+    Raises:
+      TypeError: if it is no array.
+      ValueError: if it is not `[classes]`, with two classes or more.
+    """
+    if not isinstance(logits, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        raise TypeError(
+            f"f returns {described(logits)}; expected the logits of one example, an array [classes]. Return the "
+            "logits alone, without auxiliary values."
+        )
+    shape = logits.shape
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(
+            f"f returns shape {shape}; expected the logits of one example, at least 2: wrap a batched network, e.g. "
+            "lambda x: model.apply(variables, x[None])[0]."
+        )
 
 
 def as_class(label: Integer[jax.typing.ArrayLike, "..."] | int) -> Int32[Array, "..."]:

@@ -28,6 +28,7 @@ from cure_jax.bounds.folding import linear
 from cure_jax.bounds.folding.coefficients import Coefficients
 from cure_jax.bounds.folding.free_lines import FreeLines, free_lines
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
+from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
@@ -54,6 +55,7 @@ class Ascent(NamedTuple):
 Alphas = Mapping[int, jax.Array]
 
 
+@transformation
 def alpha_crown(
     f: Callable[[jax.Array], jax.Array],
     steps: int = 20,

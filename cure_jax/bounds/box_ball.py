@@ -23,6 +23,7 @@ from cure_jax.bounds.folding import linear
 from cure_jax.bounds.ibp import IN_TRAINING, Steps, propagate
 from cure_jax.bounds.lipschitz import block_rows, enclosing_ball, reach
 from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block, row_norms, sources
+from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 
@@ -48,6 +49,7 @@ class BoxBalls(NamedTuple):
     balls: dict[int, Ball]
 
 
+@transformation
 def box_ball(
     f: Callable[[jax.Array], jax.Array],
     *,

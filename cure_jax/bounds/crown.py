@@ -18,6 +18,7 @@ from cure_jax.bounds.ibp import propagate, steps_of
 from cure_jax.bounds.rounding import outward
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.bounds.rounding.reproducible import traced
+from cure_jax.bounds.transformation import transformation
 from cure_jax.regions import Interval, Region
 
 __all__ = ["Intermediate", "Relaxed", "check_intermediate", "crown", "intermediate_bounds", "relaxed"]
@@ -27,6 +28,7 @@ _METHODS = ("crown", "ibp")
 Intermediate = str | Sequence[Interval]
 
 
+@transformation
 def crown(
     f: Callable[[jax.Array], jax.Array],
     intermediate: Intermediate = "crown",
@@ -76,6 +78,7 @@ def crown(
     return bounds
 
 
+@transformation
 def intermediate_bounds(
     f: Callable[[jax.Array], jax.Array],
     method: str = "crown",

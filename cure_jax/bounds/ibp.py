@@ -27,6 +27,7 @@ from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.bounds.rounding.primitives import MOVES
 from cure_jax.bounds.rounding.reproducible import traced
+from cure_jax.bounds.transformation import transformation
 from cure_jax.regions import Interval, L0Ball, LpBall, Region
 
 __all__ = ["IN_TRAINING", "Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
@@ -38,6 +39,7 @@ _LEAST_ROUND_P = 1.25
 Refine = Callable[[graphs.Equation, Sequence[Interval]], Sequence[Interval]]
 
 
+@transformation
 def ibp(
     f: Callable[[jax.Array], jax.Array],
     *,

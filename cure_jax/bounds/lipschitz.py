@@ -27,6 +27,7 @@ from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding.linear import backsubstitute
 from cure_jax.bounds.norms.spectral import BlockNorms, as_block_norms, blocks, norms_by_block, sources
+from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Graph, Node
 from cure_jax.regions import CutHull, Hull, Interval, LpBall, Region
 
@@ -69,6 +70,7 @@ def reach(box: Interval, center: jax.Array) -> jax.Array:
     return numerics.norm(jnp.maximum(jnp.maximum(box.upper - center, center - box.lower), 0), 2)
 
 
+@transformation
 def lipschitz(
     f: Callable[[jax.Array], jax.Array],
     *,

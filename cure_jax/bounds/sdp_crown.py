@@ -39,6 +39,7 @@ from cure_jax.bounds.box_ball import Ball, BoxBalls, concretized_on_balls, propa
 from cure_jax.bounds.folding.relaxed_layers import Relax, fold, room_for_rounding
 from cure_jax.bounds.lipschitz import certified
 from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block
+from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 
@@ -124,6 +125,7 @@ class Parameters(NamedTuple):
     level: jax.Array
 
 
+@transformation
 def sdp_crown(
     f: Callable[[jax.Array], jax.Array],
     steps: int = 20,

@@ -22,6 +22,7 @@ from cure_jax.bounds.folding import linear
 from cure_jax.bounds.folding.coefficients import Window
 from cure_jax.bounds.folding.selection import map_selected
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices, Changes, Vertices, can_spread, vertices_of
+from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, Region
 from cure_jax.rules.local import Axis, moving_axes
@@ -29,6 +30,7 @@ from cure_jax.rules.local import Axis, moving_axes
 __all__ = ["relaxed_at_vertices", "vertex_crown"]
 
 
+@transformation
 def vertex_crown(
     f: Callable[[jax.Array], jax.Array],
     steps: int = 20,

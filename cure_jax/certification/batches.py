@@ -14,7 +14,7 @@ from cure_jax import distributed
 from cure_jax.equality import ByValue
 from cure_jax.progress import progress
 from cure_jax.regions import Region
-from cure_jax.validation import validate
+from cure_jax.validation import check_logits, described, validate
 
 __all__ = [
     "Batches",
@@ -154,9 +154,8 @@ def as_pytree(function: Callable[..., Any]) -> Partial:
 def checked(
     f: Model, images: np.ndarray, labels: np.ndarray, regions: Mapping[str, MakeRegion], batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """As `checked_examples`, and raises ValueError where there is no region."""
-    if not regions:
-        raise ValueError("Got no regions; expected at least one, e.g. {'linf': lambda x: linf_ball(x, 0.1)}.")
+    """As `checked_examples`, and raises TypeError or ValueError where `regions` has no functions by norm."""
+    _check_makers(regions)
     return checked_examples(f, images, labels, batch_size)
 
 
@@ -168,8 +167,28 @@ def checked_examples(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1. Raise it.")
     # float64 where 64-bit types are on.
     dtype = jax.dtypes.canonicalize_dtype(np.float64)
+    if not callable(f):
+        raise TypeError(
+            f"f is {described(f)}; expected a function of one example. Of what training.fit returns: fitted.classifier."
+        )
     logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))
+    check_logits(logits)
     return *validate(images, labels, logits.shape[0], dtype), logits.shape[0]
+
+
+def _check_makers(regions: Mapping[str, MakeRegion]) -> None:
+    """Raises TypeError or ValueError for anything but functions from an example to its region, by norm."""
+    example = "{'linf': lambda x: cj.linf_ball(x, 0.1, within=(0.0, 1.0))}, or cj.training.make_regions({'linf': 0.1})"
+    if not isinstance(regions, Mapping):
+        raise TypeError(f"regions is {described(regions)}; expected functions by norm. Write {example}.")
+    if not regions:
+        raise ValueError(f"Got no regions; expected at least one. Write {example}.")
+    for norm, make_region in regions.items():
+        if not callable(make_region):
+            raise TypeError(
+                f"regions[{norm!r}] is {described(make_region)}; expected a function from an example to its region. "
+                f"Write {example}."
+            )
 
 
 def own_radii(

@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from cure_jax import pytrees
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
-from cure_jax.regions import Region
-from cure_jax.validation import as_class
+from cure_jax.regions import Region, check_region
+from cure_jax.validation import as_class, check_logits, described
 
 __all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]
 
@@ -76,6 +76,7 @@ def certify(
       is wrong, or `x` lies outside of the region.
 
     Raises:
+      TypeError: if `region` is none, `method` no name, or `f` returns no array.
       ValueError: for an unknown method or arithmetic, shapes of `x` and `region` that differ, several labels, or an
         `f` that does not return two logits or more.
       UnsupportedPrimitive: if `f` contains a primitive without a rule, or without one for this arithmetic.
@@ -128,8 +129,10 @@ def lower_margins(
       something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
     """
     x, label = jnp.asarray(x), as_class(label)
+    check_region(region, "certify")
     _check_shapes(x, label, region)
     logits = f(x)
+    check_logits(logits)
     lower = bound_method(method, arithmetic)(margins(f, label))(region).lower
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits).astype(label.dtype) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
@@ -159,11 +162,17 @@ def certify_union(
       The certificate of each region and their conjunction.
 
     Raises:
+      TypeError: if `regions` are not regions by name, and as `certify`.
       ValueError: if `regions` is empty, and as `certify`.
 
     Soundness:
       As `certify`, for each region.
     """
+    if not isinstance(regions, Mapping):
+        raise TypeError(
+            f"certify_union got {described(regions)} for regions; expected several by name. Write {{'linf': region}}, "
+            "or call certify."
+        )
     if not regions:
         raise ValueError("certify_union got no regions; expected at least one, e.g. {'linf': linf_ball(x, eps)}.")
     norms = {name: certify(f, x, label, region, method, arithmetic=arithmetic) for name, region in regions.items()}

@@ -108,6 +108,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`, unless the time was over.
 
     Raises:
+      TypeError: if `f` is no function that returns an array, or `regions` are no functions by norm.
       ValueError: if examples, labels, radii or an attack are out of range or do not fit together, for an unknown method
         or arithmetic, no region, a batch that does not divide over the devices, a timeout that is not positive, or one
         with a mesh of several processes, which measure different times.

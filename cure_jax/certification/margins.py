@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from cure_jax.validation import as_class
+from cure_jax.validation import as_class, check_logits
 
 __all__ = ["margins", "other_classes"]
 
@@ -30,7 +30,7 @@ def margins(
       A function of one example, `[classes - 1]`.
 
     Raises:
-      TypeError: when it is called, if the label is not an integer.
+      TypeError: when it is called, if the label is not an integer or `f` does not return an array.
       ValueError: when it is called, if `f` does not return `[classes]` with two classes or more.
 
     Examples:
@@ -41,11 +41,7 @@ def margins(
 
     def differences(x: jax.Array) -> jax.Array:
         logits = f(x)
-        if logits.ndim != 1 or logits.size < 2:
-            raise ValueError(
-                f"f returns shape {logits.shape}; expected the logits of one example, at least 2: wrap a batched "
-                "network, e.g. lambda x: model.apply(variables, x[None])[0]."
-            )
+        check_logits(logits)
         classes = logits.shape[0]
         own = as_class(label)
         selection = jax.nn.one_hot(own, classes, dtype=logits.dtype)[None]

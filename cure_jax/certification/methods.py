@@ -11,6 +11,7 @@ from cure_jax.bounds import alpha_crown, box_ball, crown, ibp, lipschitz, sdp_cr
 from cure_jax.bounds.folding.vertices import vertices_of
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
+from cure_jax.validation import described
 
 __all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight", "tried"]
 
@@ -76,9 +77,16 @@ def bound_method(method: str | Sequence[str], arithmetic: str = "float32") -> Bo
       arithmetic: "float32", or "outward" for one that accounts for its own rounding.
 
     Raises:
+      TypeError: for a function instead of its name.
       ValueError: if there is none, or none in that arithmetic.
     """
     check_arithmetic(arithmetic)
+    if callable(method):
+        raise TypeError(
+            f"method is {described(method)}; expected its name, one of {', '.join(METHODS)}. Write "
+            f"method={getattr(method, '__name__', 'crown')!r}, or bound the margins with it yourself: "
+            "cj.margins(f, label)."
+        )
     names = (method,) if isinstance(method, str) else tuple(method)
     for name in names or ("",):
         if name not in METHODS:

@@ -245,7 +245,7 @@ def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] 
         The region.
 
     Raises:
-        TypeError: x is not floating point, or `within` is not a pair.
+        TypeError: x is not floating point, p is no number, or `within` is not a pair.
         ValueError: p < 1; x without pixels; eps negative, not finite or of a shape that does not fit; lower > upper in
             `within`, or x outside.
     """
@@ -254,6 +254,8 @@ def lp_ball(x: ArrayLike, eps: ArrayLike, p: float, within: Sequence[ArrayLike] 
         raise TypeError(f"x has dtype {center.dtype}; a region needs a floating-point input: convert it, e.g. x / 255.")
     if center.size == 0:
         raise ValueError(f"x has shape {center.shape}, no pixels; a region needs one at least: check how x is cut out.")
+    if isinstance(p, str):
+        raise TypeError(f"p is {p!r}; expected a number, 1 <= p <= inf: give 1, 2, math.inf, or call linf_ball.")
     if not p >= 1:
         raise ValueError(f"p is {p}; a norm needs 1 <= p <= inf: give 1, 2, math.inf or another number in between.")
     radius = _fit("eps", eps, center)

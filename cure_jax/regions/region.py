@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from cure_jax import pytrees
+from cure_jax.validation import described
 
-__all__ = ["Interval", "Region"]
+__all__ = ["Interval", "Region", "check_region"]
 
 
 @runtime_checkable
@@ -100,3 +101,23 @@ class Interval:
     def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
         """Return whether every coordinate of x is in the box, give or take `tolerance`; False for NaN."""
         return jnp.all((x >= self.lower - tolerance) & (x <= self.upper + tolerance))
+
+
+def check_region(region: object, where: str) -> None:
+    """Says what a region is to whoever gives something else.
+
+    Args:
+        region: what was given.
+        where: to what, for the message.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if isinstance(region, Region):
+        return
+    advice = "Make one around an example: cj.linf_ball(x, 0.1, within=(0.0, 1.0)), and l2_ball, l1_ball, box."
+    if isinstance(region, Interval):
+        advice = "Make one of its limits: cj.box(interval.lower, interval.upper)."
+    elif callable(region):
+        advice = "Give it the example first: make_region(x)."
+    raise TypeError(f"{where} got {described(region)}; expected a region, a set of inputs. {advice}")

@@ -29,6 +29,7 @@ from cure_jax.training.gradient_projection import EpochProjectionState, epoch_pr
 from cure_jax.training.losses import LOSSES
 from cure_jax.training.names import with_new_names
 from cure_jax.training.step import Alignment, Recipe
+from cure_jax.validation import described
 
 __all__ = [
     "PIXELS",
@@ -95,7 +96,16 @@ def ball_of(name: str) -> Callable[..., LpBall]:
 
 
 def make_regions(radii: Mapping[str, float] | ml_collections.ConfigDict) -> dict[str, Callable[[jax.Array], LpBall]]:
-    """By norm, a function from an example to its region of that radius, cut by the pixel box."""
+    """By norm, a function from an example to its region of that radius, cut by the pixel box.
+
+    Raises:
+      TypeError: if `radii` are no numbers by norm.
+      ValueError: for an unknown norm.
+    """
+    if not isinstance(radii, Mapping | ml_collections.ConfigDict):
+        raise TypeError(
+            f"make_regions got {described(radii)}; expected radii by norm. Write {{'linf': 0.1, 'l2': 0.4}}."
+        )
     return {name: Partial(_Ball(norm_exponent(name)), eps) for name, eps in radii.items()}
 
 

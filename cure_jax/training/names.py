@@ -44,7 +44,7 @@ def unknown(path: str) -> str:
     return f"Unknown config field {path!r}; expected fields of training.default_config(). {hint}"
 
 
-def with_new_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_new_names(fields: Any) -> dict[str, Any]:
     """The fields of a config that was written down, by the names that they have today.
 
     Examples:
@@ -54,7 +54,7 @@ def with_new_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {RENAMED.get(name, name): value for name, value in fields.items()}
 
 
-def identity(fields: Mapping[str, Any]) -> dict[str, Any]:
+def identity(fields: Any) -> dict[str, Any]:
     """What determines the result of a run: by today's names, without what changes nothing.
 
     Args:

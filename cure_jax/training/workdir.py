@@ -4,6 +4,7 @@ It lies in a file system or in a bucket (`gs://...`), where objects are written 
 """
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -159,9 +160,11 @@ def writing(what: str, where: str | os.PathLike) -> Iterator[None]:
         if error.errno is None:
             # A sentence already.
             raise
+        forbidden = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        advice = "Choose another directory, or change its permissions" if forbidden else "Make room"
         raise OSError(
             f"{what} could not be written to {where} ({error.strerror}); a directory that can be written and has room "
-            "was expected. Make room, and give the same command again: what is complete is kept."
+            f"was expected. {advice}, and give the same command again: what is complete is kept."
         ) from error
 
 

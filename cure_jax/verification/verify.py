@@ -18,7 +18,7 @@ from cure_jax.bounds import alpha_crown
 from cure_jax.certification.batches import as_pytree
 from cure_jax.certification.specification import UnsafeSet
 from cure_jax.graph import Graph, Node
-from cure_jax.regions import Box, Region
+from cure_jax.regions import Box, Region, check_region
 from cure_jax.validation import as_class
 from cure_jax.verification.branch_and_bound import Settings, search
 from cure_jax.verification.input_splitting import split_inputs
@@ -136,6 +136,7 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     """
     start, options = time.monotonic(), options or Options()
     x = jnp.asarray(x)
+    check_region(region, "verify")
     classes = _classes(f, x, label, region)
     eye = np.eye(classes)
     weights = np.stack([eye[label] - eye[j] for j in range(classes) if j != label])[:, None]

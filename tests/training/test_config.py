@@ -59,7 +59,7 @@ def test_the_default_config_is_right() -> None:
         ({"seed": True}, r"config\.seed is True; expected a whole number"),
         ({"milestones": "50"}, r"config\.milestones is '50'; expected a tuple of numbers"),
         ({"augmentation.flip": 1}, r"config\.augmentation\.flip is 1; expected True or False"),
-        ({"alignment": 0.5}, r"config\.alignment is 0\.5; expected the fields weight"),
+        ({"alignment": 0.5}, r"config\.alignment is 0\.5; expected the fields higher, lower, weight"),
         ({"radii": 0.1}, r"config\.radii is 0\.1; expected a dictionary, as \{'linf': 0\.1"),
         ({"losses": {"linf": "ibp"}}, r"config\.losses\.linf is 'ibp'; expected a dictionary, as \{'kind': 'ibp'\}"),
         ({"radii": {}}, r"config\.radii is {}"),
