@@ -38,7 +38,7 @@ def with_vmap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def boxes(shape: Sequence[int], *, largest: float = 1.0) -> Any:
-    """A strategy of hypothesis for `Interval`s with limits in [-largest, largest], some of them of width 0."""
+    """A strategy of hypothesis for boxes, `Interval`, with limits in [-largest, largest], some of them of width 0."""
     limits = _arrays(shape, -largest, largest)
 
     def box(one: np.ndarray, other: np.ndarray) -> Interval:
