@@ -67,7 +67,9 @@ class Run(NamedTuple):
 
 
 def named_call(equation: Any) -> str | None:
-    """The name of the activation that a `jit` equation calls, or None."""
+    """The name of the activation that a `jit` or `custom_jvp` equation calls, or None."""
+    if equation.primitive.name == "custom_jvp_call":
+        return "logaddexp" if _is_logaddexp(equation) else None
     name = equation.params.get("name")
     if name not in _CALLS or equation.primitive.name not in _JITS or (name == "clip" and len(equation.invars) < 3):
         return None
@@ -81,6 +83,19 @@ def named_call(equation: Any) -> str | None:
         if expected is not None and _same_jaxpr(expected, equation.params["jaxpr"]):
             return name
     return None
+
+
+def _is_logaddexp(equation: Any) -> bool:
+    """Has no name: known by what it does. Elsewhere it would be its parts."""
+    found, types = equation.params["call_jaxpr"], [_type(atom) for atom in equation.invars]
+    if len(types) != 2 or getattr(found, "jaxpr", found).eqns[:1] == []:
+        return False
+    expected = _traced(jnp.logaddexp, types)
+    calls = [] if expected is None else getattr(expected, "jaxpr", expected).eqns[-1:]
+    return any(
+        call.primitive.name == equation.primitive.name and _same_jaxpr(call.params["call_jaxpr"], found)
+        for call in calls
+    )
 
 
 def named_run(equations: Sequence[Any], start: int) -> Run | None:

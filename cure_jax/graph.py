@@ -7,8 +7,9 @@ network such as `Dense -> relu -> Dense` is
 
     dot_general, add, max, dot_general, add
 
-Activation functions of `jax.nn` that cannot be bounded part by part stay one equation (`activations`), a result of
-`split` is a slice, and a quotient is a product with a reciprocal.
+Activation functions of `jax.nn` that cannot be bounded part by part stay one equation (`activations`). Others become
+equations that have rules: a result of `split` is a slice, a quotient a product with a reciprocal, a product of entries
+one of pairs, and loops and branches are written out (`control_flow`).
 
 An operand of an equation is either a `Node` (a value that depends on the input, to be bounded) or a plain
 array. Nodes are broadcast by equations of their own, so that elementwise ones have nodes of one shape. Later rooms
@@ -21,16 +22,20 @@ requested `precision`, because `jax.default_matmul_precision` does not reach equ
 import dataclasses
 import functools
 import importlib.util
+import itertools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
 from cure_jax import activations
+from cure_jax.control_flow import CONTROL_FLOW, Recorder, Refused
 from cure_jax.convolution import convolution
 
 __all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
@@ -51,6 +56,22 @@ _CALLS: Mapping[str, str] = {
 _ALIASES = {"convolution": "conv_general_dilated", "total": "reduce_sum"}
 # These take scalars and axes of size 1 in the place of the whole shape, without a `broadcast_in_dim` in the jaxpr.
 _BROADCASTING = ("add", "sub", "mul", "div", "max", "min")
+# They say where a value is kept or when it is computed. Of `stop_gradient` the derivative is not that of an identity:
+# coefficients must not be pulled back through it.
+_IDENTITIES = (
+    "device_put",
+    "layout_constraint",
+    "name",
+    "optimization_barrier",
+    "sharding_constraint",
+    "stop_gradient",
+)
+_COMPARISONS = ("gt", "ge", "lt", "le")
+# Affine entry by entry, where quotients have constant divisors and products one bounded factor.
+_STRAIGHT = ("add", "sub", "neg", "mul", "div")
+# Whole numbers and truth values of up to this size are computed while tracing, also under `jax.jit`: they count the
+# steps of loops and say where entries go.
+_MOST_WHOLE_NUMBERS = 2**16
 # Found, not imported: flax need not be there.
 _LIBRARIES = tuple(
     os.path.dirname(os.path.abspath(spec.origin)) + os.sep
@@ -169,8 +190,8 @@ def trace(
 
     Raises:
       TypeError: if `f` does not return exactly one array, or the input is not float32 or float64.
-      UnsupportedPrimitive: if a primitive with several results, or a loop, depends on the input; or anything has side
-        effects.
+      UnsupportedPrimitive: if a primitive with several results depends on the input; or how often a loop runs, or which
+        branch is taken; or anything has side effects.
     """
     if example.dtype not in (jnp.float32, jnp.float64):
         raise TypeError(
@@ -215,12 +236,12 @@ class _Flattener:
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
         inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         # A fresh environment for each call: variables are shared between cached sub-jaxprs.
-        environment: dict[Any, Operand] = dict(zip(inner.constvars, map(jnp.asarray, constants), strict=True))
+        environment: dict[Any, Operand] = dict(zip(inner.constvars, map(_concrete, constants), strict=True))
         environment.update(zip(inner.invars, arguments, strict=True))
 
         def read(atom: Any) -> Operand:
             if isinstance(atom, jex.Literal):
-                return jnp.asarray(atom.val, dtype=getattr(atom.aval, "dtype", None))
+                return _concrete(atom.val, getattr(atom.aval, "dtype", None))
             return environment[atom]
 
         # By the index of its last equation; the others are recorded too, and left out if nothing else needs them.
@@ -249,33 +270,71 @@ class _Flattener:
             raise _unsupported(name, source, "it has side effects")
         bind = self._binder(equation)
         if not any(isinstance(operand, Node) for operand in operands):
-            result = self.constants(name, bind, operands, source)
+            result = self._constant(equation, bind, operands, source)
             return result if equation.primitive.multiple_results else [result]
-        if name == "split":
-            return self._split(equation, operands[0], source)
+        return self._bounded(equation, operands, source, bind)
+
+    def _bounded(
+        self, equation: Any, operands: list[Operand], source: str, bind: Callable[..., Any]
+    ) -> Sequence[Operand]:
+        """What depends on the input: as other equations, or as one more."""
+        name, output = str(_ALIASES.get(equation.primitive.name, equation.primitive.name)), equation.outvars[0].aval
+        if name in _IDENTITIES:
+            return operands
+        if name in CONTROL_FLOW:
+            return self._written_out(equation, operands, source)
+        if name in ("select_n", "sort", "top_k"):
+            chosen = self._chosen(equation, operands, source)
+            if chosen is not None:
+                return chosen
+        if name in _REWRITTEN and (name != "pow" or isinstance(operands[1], Node)):
+            function = _REWRITTEN[name](equation.params)
+            return self._recorded(function, operands, source)
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
-        name = str(_ALIASES.get(name, name))
-        output = equation.outvars[0].aval
-        if name == "stop_gradient":
-            # An identity, whose derivative is not: coefficients must not be pulled back through it.
-            return operands
-        if name == "is_finite":
+        if name == "is_finite" or (name == "ne" and operands[0] is operands[1]):
             # A node stands for real numbers. Where one would be infinite, its bounds are infinite or not a number.
-            return [jnp.ones(output.shape, bool)]
+            return [jnp.full(output.shape, name == "is_finite")]
         if name in _BROADCASTING:
             operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]
         if name == "div" and isinstance(operands[1], Node):
-            params = {"y": -1}
-            power = functools.partial(lax.integer_pow, **params)
-            operands[1] = self._record("integer_pow", params, operands[1:], output, source, power)
-            return [self._record("mul", {}, operands, output, source, lax.mul)]
+            return self._recorded(lambda x, y: [x * lax.integer_pow(y, -1)], operands, source)
         return [self._record(name, equation.params, operands, output, source, bind)]
+
+    def _constant(self, equation: Any, bind: Callable[..., Any], operands: Sequence[Any], source: str) -> Any:
+        """What does not depend on the input."""
+        name = equation.primitive.name
+        if _is_whole(equation) and not any(isinstance(operand, jax.core.Tracer) for operand in operands):
+            with jax.ensure_compile_time_eval():
+                return bind(*operands)
+        return self.constants(name, bind, operands, source)
+
+    def _recorded(self, function: Callable[..., list[Any]], operands: Sequence[Operand], source: str) -> list[Operand]:
+        """The results of a function of arrays, by the equations that it consists of."""
+        types = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
+        return self.run(jax.make_jaxpr(function)(*types), operands, source)
+
+    def _written_out(self, equation: Any, operands: Sequence[Operand], source: str) -> list[Operand]:
+        """A loop or a branch, by the equations inside."""
+        name = equation.primitive.name
+        recorder = Recorder(
+            run=lambda closed, values: self.run(closed, values, source),
+            record=lambda function, values: self._recorded(function, values, source),
+            number=lambda x: None if isinstance(x, jax.core.Tracer) else int(x),
+            depends=lambda x: isinstance(x, Node),
+        )
+        try:
+            return CONTROL_FLOW[name](recorder, equation.params, operands, [out.aval for out in equation.outvars])
+        except Refused as refused:
+            raise _unsupported(name, source, str(refused)) from refused
 
     def _call(self, equation: Any, operands: list[Operand], source: str | None) -> Sequence[Operand]:
         """An activation function by its name, of anything else the equations inside."""
         if any(isinstance(operand, Node) for operand in operands):
             name, output = activations.named_call(equation), equation.outvars[0].aval if equation.outvars else None
+            if name == "logaddexp" and output is not None:
+                operands = [self._in_shape(operand, tuple(output.shape), source or "") for operand in operands]
+                return [self._record(name, {}, operands, output, source or "an unknown line", jnp.logaddexp)]
             if name is not None:
                 bind = lambda *values: equation.primitive.bind(*values, **equation.params)[0]  # noqa: E731
                 recorded = self._activation(name, operands, output, source, bind)
@@ -292,17 +351,86 @@ class _Flattener:
             return None
         return [self._record(name, {}, operands, output, source or "an unknown line", bind)]
 
-    def _split(self, equation: Any, operand: Operand, source: str) -> list[Operand]:
-        """Each result is a slice."""
-        axis, start, outputs = equation.params["axis"], 0, []
-        for size, variable in zip(equation.params["sizes"], equation.outvars, strict=True):
-            starts, limits = [0] * len(operand.shape), list(operand.shape)
-            starts[axis], limits[axis] = start, start + int(size)
-            params = {"start_indices": tuple(starts), "limit_indices": tuple(limits), "strides": None}
-            bind = functools.partial(lax.slice, **params)
-            outputs.append(self._record("slice", params, [operand], variable.aval, source, bind))
-            start += int(size)
-        return outputs
+    def _chosen(self, equation: Any, operands: Sequence[Operand], source: str) -> list[Operand] | None:
+        """The results of a choice that depends on the input; None for a choice that does not, or that has no rule."""
+        outputs, name = [variable.aval for variable in equation.outvars], equation.primitive.name
+        if name == "select_n":
+            return self._where(operands, outputs[0], source)
+        # Where the entries stand depends on the input; recorded, as it may not be needed.
+        x, *others = operands
+        bind = lambda *values: equation.primitive.bind(*values, **equation.params)  # noqa: E731
+        places = [self._record("argsort", {}, operands, output, source, bind) for output in outputs[1:]]
+        if name == "top_k":
+            axis, count = equation.params.get("axis", len(x.shape) - 1), equation.params["k"]
+            last = lambda x: lax.slice_in_dim(lax.sort(x, dimension=axis), x.shape[axis] - count, None, axis=axis)  # noqa: E731
+            return [*self._recorded(lambda x: [lax.rev(last(x), (axis,))], [x], source), *places]
+        if not others:
+            params = {"dimension": equation.params["dimension"]}
+            return [self._record("sort", params, [x], outputs[0], source, functools.partial(lax.sort, **params))]
+        if not isinstance(x, Node) or equation.params["num_keys"] > 1:
+            return None
+        return [*self._recorded(lambda x: [lax.sort(x, dimension=equation.params["dimension"])], [x], source), *places]
+
+    def _where(self, operands: Sequence[Operand], output: Any, source: str) -> list[Operand] | None:
+        """A choice of two by a comparison that depends on the input (`rules.pieces`)."""
+        predicate, *cases = operands
+        shape, dtype = tuple(output.shape), jnp.dtype(output.dtype)
+        comparison = self._comparison(predicate) if isinstance(predicate, Node) and len(cases) == 2 else None
+        if comparison is None or not jnp.issubdtype(dtype, jnp.floating):
+            return None
+        name, compared = comparison
+        compared = [self._in_shape(operand, shape, source) for operand in compared]
+        cases = [self._in_shape(operand, shape, source) for operand in cases]
+        order = getattr(lax, name)
+        bind = lambda left, right, *cases: lax.select_n(order(left, right), *cases)  # noqa: E731
+        nodes = [operand for operand in compared if isinstance(operand, Node)]
+        pieces = (
+            [self._straight(nodes[0], case) for case in cases]
+            if len(nodes) == 1 and nodes[0].dtype == dtype
+            else [None]
+        )
+        straight = [piece for piece in pieces if piece is not None]
+        if len(straight) < 2:
+            return [self._record("where", {"comparison": name}, [*compared, *cases], output, source, bind)]
+        # Right of the kink the node is greater.
+        flipped = compared[0] is not nodes[0]
+        params = {"pieces": tuple(straight if (name in ("gt", "ge")) != flipped else straight[::-1])}
+
+        def chosen(*compared: jax.Array) -> jax.Array:
+            return lax.select_n(order(*compared), *(piece(compared[flipped]) for piece in straight))
+
+        return [self._record("piecewise_linear", params, compared, output, source, chosen)]
+
+    def _comparison(self, predicate: Node) -> tuple[str, Sequence[Operand]] | None:
+        """What a predicate compares, before it was broadcast."""
+        equation = self.equations[predicate.index - 1]
+        if equation.name == "broadcast_in_dim" and equation.positions == (0,):
+            comparison = self._comparison(equation.bounded[0])
+            if comparison is None:
+                return None
+            name, operands = comparison
+            shaped = lambda x: equation.bind(jnp.broadcast_to(x, equation.bounded[0].shape))  # noqa: E731
+            return name, [self._recorded(lambda x: [shaped(x)], [x], equation.source)[0] for x in operands]
+        return (equation.name, equation.operands) if equation.name in _COMPARISONS else None
+
+    def _in_shape(self, operand: Operand, shape: tuple[int, ...], source: str) -> Operand:
+        if operand.shape == shape:
+            return operand
+        return self._recorded(lambda x: [jnp.broadcast_to(x, shape)], [operand], source)[0]
+
+    def _straight(self, x: Node, y: Operand) -> Callable[[jax.Array], jax.Array] | None:
+        """The affine function of x, entry by entry, that y is; None if it is not known to be one."""
+        if not isinstance(y, Node):
+            return lambda value: jnp.broadcast_to(y, value.shape)
+        if y == x:
+            return lambda value: value
+        equation = self.equations[y.index - 1] if y.index else None
+        if equation is None or equation.name not in _STRAIGHT or (equation.name == "mul" and len(equation.bounded) > 1):
+            return None
+        parts = [self._straight(x, operand) for operand in equation.bounded]
+        if None in parts or any(node.shape != y.shape for node in equation.bounded):
+            return None
+        return lambda value: equation.evaluate(*(part(value) for part in parts if part is not None))
 
     def _record(
         self,
@@ -323,22 +451,94 @@ class _Flattener:
         if not isinstance(operand, Node) or operand.shape == shape:
             return operand
         trailing = tuple(range(len(shape) - len(operand.shape), len(shape)))
-        params = {"shape": shape, "broadcast_dimensions": trailing}
-        bind = functools.partial(lax.broadcast_in_dim, **params)
-        output = jax.ShapeDtypeStruct(shape, operand.dtype)
-        return self._record("broadcast_in_dim", params, [operand], output, source, bind)
+        return self._recorded(lambda x: [lax.broadcast_in_dim(x, shape, trailing)], [operand], source)[0]
 
     def _binder(self, equation: Any) -> Callable[..., Any]:
         primitive, params = equation.primitive, dict(equation.params)
         is_convolution = _ALIASES.get(primitive.name, primitive.name) == "conv_general_dilated"
         if primitive.name == "dot_general" or is_convolution:
             params["precision"] = self.precision
+        if primitive.name.startswith("scatter") and params["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+            # The same, and what is written out of bounds is dropped.
+            params["mode"] = lax.GatherScatterMode.FILL_OR_DROP
         if primitive.name == "gather" and params["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
             # An index that breaks the promise is clamped in evaluation, but left out by the transposed primitive.
             params["mode"] = lax.GatherScatterMode.CLIP
         if is_convolution:
             return lambda lhs, rhs: convolution(lhs, rhs, **params)
         return lambda *operands: primitive.bind(*operands, **params)
+
+
+def _concrete(x: Any, dtype: Any = None) -> jax.Array:
+    """An array whose value is known while tracing, unless it is a tracer already."""
+    if isinstance(x, jax.Array):
+        return x
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(x, dtype=dtype)
+
+
+def _is_whole(equation: Any) -> bool:
+    """Whether an equation has few numbers as results, all of them exact; not the platform, which the program has."""
+    types = [variable.aval for variable in equation.outvars]
+    return equation.primitive.name != "platform_index" and all(
+        getattr(kind, "dtype", None) in (jnp.bool_, jnp.int32, jnp.int64) and kind.size <= _MOST_WHOLE_NUMBERS
+        for kind in types
+    )
+
+
+def _split(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
+    """Each result is a slice."""
+    ends = list(itertools.accumulate(params["sizes"]))
+    pairs = [(int(end - size), int(end)) for end, size in zip(ends, params["sizes"], strict=True)]
+    return lambda x: [lax.slice_in_dim(x, start, end, axis=params["axis"]) for start, end in pairs]
+
+
+def _reduce_prod(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
+    """Pairs of entries, pairs of pairs, and so on."""
+
+    def product(x: jax.Array) -> list[jax.Array]:
+        axes = tuple(params["axes"])
+        kept = [i for i in range(x.ndim) if i not in axes]
+        x = lax.transpose(x, (*axes, *kept))
+        x = lax.reshape(x, (math.prod(x.shape[: len(axes)]), *x.shape[len(axes) :]))
+        while x.shape[0] > 1:
+            half = x.shape[0] // 2
+            pairs = lax.slice_in_dim(x, 0, half) * lax.slice_in_dim(x, half, 2 * half)
+            odd = x.shape[0] > 2 * half
+            x = lax.concatenate([pairs, lax.slice_in_dim(x, 2 * half, None)], 0) if odd else pairs
+        return [lax.squeeze(x, (0,)) if x.shape[0] else jnp.ones(x.shape[1:], x.dtype)]
+
+    return product
+
+
+def _cumulative(operation: Callable[..., jax.Array]) -> Callable[..., Callable[..., list[jax.Array]]]:
+    """Each entry, and the result of all before it."""
+
+    def of_parameters(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
+        def cumulative(x: jax.Array) -> list[jax.Array]:
+            entries = jnp.split(x, x.shape[params["axis"]], params["axis"]) if x.size else [x]
+            found = list(itertools.accumulate(entries[::-1] if params["reverse"] else entries, operation))
+            return [lax.concatenate(found[::-1] if params["reverse"] else found, params["axis"])]
+
+        return cumulative
+
+    return of_parameters
+
+
+def _pow(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
+    del params
+    return lambda base, exponent: [lax.exp(exponent * lax.log(base))]
+
+
+# Primitives that are recorded as others: `(parameters) -> function` of all operands.
+_REWRITTEN: Mapping[str, Callable[[Mapping[str, Any]], Callable[..., list[jax.Array]]]] = {
+    "split": _split,
+    "reduce_prod": _reduce_prod,
+    "cummax": _cumulative(jnp.maximum),
+    "cummin": _cumulative(jnp.minimum),
+    "cumprod": _cumulative(jnp.multiply),
+    "pow": _pow,
+}
 
 
 def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:

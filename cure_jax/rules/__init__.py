@@ -3,7 +3,19 @@
 See `registry` for what a rule is and CONTRIBUTING.md for how to add one.
 """
 
-from cure_jax.rules import affine, bilinear, clamp, custom, elementwise, pooling, smooth
+from cure_jax.rules import (
+    affine,
+    bilinear,
+    clamp,
+    custom,
+    elementwise,
+    logaddexp,
+    periodic,
+    pieces,
+    pooling,
+    smooth,
+    sorting,
+)
 from cure_jax.rules.elementwise import two_pieces
 from cure_jax.rules.registry import (
     Affine,
@@ -29,10 +41,14 @@ __all__ = [
     "custom",
     "elementwise",
     "elementwise_map",
+    "logaddexp",
     "lookup",
+    "periodic",
+    "pieces",
     "pooling",
     "register",
     "smooth",
+    "sorting",
     "supported",
     "two_pieces",
 ]

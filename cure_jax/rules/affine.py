@@ -11,8 +11,10 @@ the rows of W diag(r) are computed (`registry.Affine.magnitude`):
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax import lax
 
@@ -101,6 +103,42 @@ def _weighted(equation: Equation, q: float, radius: jax.Array) -> jax.Array:
     unit = numerics.unit_of(largest)
     powers = equation.replace_constants(lambda weights: _power(weights / unit, q))
     return _root_of_sum(powers.evaluate, q, radius, weight=jnp.where(largest == 0, 0, unit))
+
+
+def _scattered(equation: Equation, q: float, *radii: jax.Array) -> jax.Array:
+    """Sums of what is there and of all that is added to it, or subtracted."""
+    indices = int(0 not in equation.positions)
+    combine = lax.scatter_max if q == math.inf else lax.scatter_add
+
+    def sums(*values: jax.Array) -> jax.Array:
+        remaining, operands = iter(values), equation.operands
+        there, added = (next(remaining) if isinstance(x, Node) else jnp.zeros_like(x) for x in operands[::2])
+        return combine(there, equation.constants[indices], added, **_scatter_options(equation))
+
+    return sums(*radii) if q == math.inf else _root_of_sum(sums, q, *radii)
+
+
+def _scatter_options(equation: Equation) -> dict[str, Any]:
+    names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    options = {name: equation.params[name] for name in names}
+    if options["mode"] == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        options["mode"] = lax.GatherScatterMode.FILL_OR_DROP
+    return options
+
+
+def _writes_once(equation: Equation) -> bool:
+    """Whether no entry is written twice: which of the two values stays would be up to the compiler."""
+    there, indices, updates = equation.operands
+    if isinstance(indices, Node) or equation.params["update_jaxpr"] is not None:
+        return False
+    if equation.params["unique_indices"]:
+        return True
+    if isinstance(indices, jax.core.Tracer):
+        return indices.size == indices.shape[-1]
+    with jax.ensure_compile_time_eval():
+        zeros, ones = (jnp.full(x.shape, value, jnp.int32) for x, value in ((there, 0), (updates, 1)))
+        written = lax.scatter_add(zeros, jnp.asarray(indices), ones, **_scatter_options(equation))
+        return bool(jnp.max(written, initial=0) <= 1)
 
 
 def _row_maxima(equation: Equation, radius: jax.Array) -> jax.Array:
@@ -193,7 +231,20 @@ register(
     otherwise="its predicate depends on the input; " + _INSTEAD_OF_PREDICATES,
 )
 refuse(("eq", "ge", "gt", "le", "lt", "ne"), "it compares values that depend on the input; " + _INSTEAD_OF_PREDICATES)
-refuse(("argmax", "argmin", "sort", "top_k"), "which entry it selects depends on the input")
+refuse(("argmax", "argmin", "argsort"), "which entry it selects depends on the input")
+register(
+    "scatter",
+    _MOVE_SEVERAL,
+    when=_writes_once,
+    otherwise="where it writes depends on the input, or it may write an entry twice, or applies a function",
+)
+register(
+    ("scatter-add", "scatter-sub"),
+    Affine(_scattered, offset=True),
+    when=lambda equation: 1 not in equation.positions,
+    otherwise="where it adds depends on the input",
+)
+refuse(("scatter-max", "scatter-min", "scatter-mul"), "use .at[].set or .at[].add")
 register(("concatenate", "stack"), _MOVE_SEVERAL)
 register("pad", _MOVE_SEVERAL, when=_only(0))
 register(
@@ -215,6 +266,6 @@ register("dot_general", _WEIGH, when=_weights_at(0, 1), otherwise=_ROUNDED)
 register(
     "conv_general_dilated",
     _WEIGH,
-    when=_weights_at(1),
-    otherwise="only the images may depend on the input; " + _ROUNDED,
+    when=_weights_at(0, 1),
+    otherwise=_ROUNDED,
 )

@@ -1,4 +1,4 @@
-"""Products of two bounded operands: elementwise ones and matrix products.
+"""Products of two bounded operands: elementwise ones, matrix products and convolutions.
 
 On the box [a, b] x [c, d] the product x y lies above two planes, (x - a)(y - c) >= 0 and (b - x)(d - y) >= 0, and below
 two, (x - a)(d - y) >= 0 and (b - x)(y - c) >= 0. Alpha mixes the two of each pair; every mixture is sound.
@@ -129,4 +129,8 @@ def _two_unrounded(equation: Equation) -> bool:
 
 
 register("mul", Nonlinear(_interval, _relax, _unbounded, _middle, _not_constant), when=_two_bounded)
-register("dot_general", Nonlinear(_matrix_interval, _matrix_relax, _unbounded, _middle), when=_two_unrounded)
+register(
+    ("dot_general", "conv_general_dilated"),
+    Nonlinear(_matrix_interval, _matrix_relax, _unbounded, _middle),
+    when=_two_unrounded,
+)

@@ -1,13 +1,18 @@
 """Do bounds hold? A search for a point that leaves them."""
 
+import functools
 import math
+import types
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 from jaxtyping import Array, Key
 
+from cure_jax.equality import ByValue
 from cure_jax.regions import Interval, Region
 from cure_jax.testing.enclosure import assert_enclosed, short
 
@@ -33,6 +38,10 @@ def assert_bounds_sound(
 ) -> None:
     """Asserts that no point that can be found in a region leaves the bounds of a function.
 
+    Give a network as a `jax.tree_util.Partial` of a function that closes over nothing, as `testing.networks` does: then
+    all calls with weights, regions and bounds of one kind are compiled once. Any other function is compiled anew in
+    every call, as what it closes over may have changed.
+
     Args:
       bound: the transformation to test, such as `cj.crown`: `bound(f)(region)` is an `Interval` of the shape of `f(x)`.
       f: one example `[*x]` to any array.
@@ -50,13 +59,38 @@ def assert_bounds_sound(
       >>> f = lambda x: jnp.abs(x) - jnp.maximum(x[::-1], 0.2)
       >>> assert_bounds_sound(cj.crown, f, cj.l2_ball(jnp.array([0.1, 0.3]), 0.5), key=jax.random.key(0))
     """
-    interval = jax.jit(lambda: bound(f)(region))()
-    points = jax.jit(lambda key: _points(f, region, key, num_samples))(key)
-    for kind, found in points.items():
-        values = jax.device_get(jax.vmap(f)(found))
-        assert_enclosed(
-            values, interval, tolerance, lambda i, kind=kind, at=found: f"at a point {kind}: {short(at[i])}"
-        )
+    search = functools.partial(_search, bound=ByValue(bound), count=num_samples)
+    if isinstance(f, Partial) and _holds_nothing(f.func) and _holds_nothing(bound) and _is_of_arrays((f, region)):
+        found = _compiled_search(f, region, key, bound=ByValue(bound), count=num_samples)
+    else:
+        found = jax.jit(lambda key: search(f, region, key))(key)
+    interval, points, values = jax.device_get(found)
+    for kind, at in points.items():
+        where = lambda i, kind=kind, at=at: f"at a point {kind}: {short(at[i])}"  # noqa: E731
+        assert_enclosed(values[kind], interval, tolerance, where)
+
+
+def _search(
+    f: Function, region: Region, key: Array, *, bound: ByValue, count: int
+) -> tuple[Interval, dict[str, Array], dict[str, Array]]:
+    """The bounds; points of the region, and the values there, by how they were found."""
+    points = _points(f, region, key, count)
+    return bound(f)(region), points, {kind: jax.vmap(f)(found) for kind, found in points.items()}
+
+
+_compiled_search = jax.jit(_search, static_argnames=("bound", "count"))
+
+
+def _holds_nothing(function: Any) -> bool:
+    """Whether a function does the same in every call: what is compiled for it may be used again."""
+    if isinstance(function, functools.partial):
+        held = (*function.args, *function.keywords.values())
+        return _holds_nothing(function.func) and all(_holds_nothing(each) for each in held if callable(each))
+    return isinstance(function, types.FunctionType) and function.__closure__ is None
+
+
+def _is_of_arrays(tree: Any) -> bool:
+    return all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree))
 
 
 def _points(f: Function, region: Region, key: Array, count: int) -> dict[str, Array]:

@@ -34,9 +34,12 @@ def _of_product(equation: Equation) -> Terms:
 
 
 def _of_convolution(equation: Equation) -> Terms:
-    (kernel,) = equation.constants
-    outputs, inputs = (max(1, kernel.shape[i]) for i in equation.params["dimension_numbers"].rhs_spec[:2])
-    return Terms(kernel.size // outputs, kernel.size // inputs)
+    kernel, numbers = equation.operands[1].shape, equation.params["dimension_numbers"]
+    size, outputs, inputs = (max(1, n) for n in (math.prod(kernel), *(kernel[i] for i in numbers.rhs_spec[:2])))
+    if equation.positions == (1,):
+        # Each weight meets every entry of its channel.
+        return Terms(size // outputs, math.prod(equation.output.shape) // outputs)
+    return Terms(size // outputs, size // inputs)
 
 
 def _of_window(equation: Equation) -> Terms:
@@ -70,6 +73,12 @@ def _of_move(equation: Equation) -> Terms:
     return Terms(1, copies if equation.name == "gather" else 0)
 
 
+def _of_scatter(equation: Equation) -> Terms:
+    """Of what is added, all may meet in one entry; coefficients are copied, or change their sign."""
+    added = math.prod(equation.operands[2].shape)
+    return Terms(1 if equation.name == "scatter" else 1 + added, 0)
+
+
 def _of_selection(equation: Equation) -> Terms:
     """An entry may be selected by every window that it is in, with coefficients of both signs."""
     windows = equation.params.get("window_dimensions")
@@ -90,6 +99,7 @@ TERMS: Mapping[str, Callable[[Equation], Terms]] = {
     "reduce_sum": _of_reduction,
     "reduce_window_sum": _of_window,
     "cumsum": _of_prefixes,
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), _of_scatter),
 }
 # Their lines select an entry, or are constant: exact whatever the entries are.
 SELECTIONS: Mapping[str, Callable[[Equation], Terms]] = dict.fromkeys(
