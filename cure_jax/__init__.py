@@ -23,6 +23,7 @@ from cure_jax.certification import (
     certify,
     certify_dataset,
     certify_union,
+    covered_radius,
     covering_radius,
     margins,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "certify",
     "certify_dataset",
     "certify_union",
+    "covered_radius",
     "covering_radius",
     "crown",
     "custom_bounds",

@@ -8,7 +8,7 @@ no classification.
 
 from cure_jax.certification.attack_dataset import DatasetAttack, attack_dataset
 from cure_jax.certification.certificate import Certificate, UnionCertificate, certify, certify_union
-from cure_jax.certification.covering import covering_radius
+from cure_jax.certification.covering import covered_radius, covering_radius
 from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight
@@ -29,6 +29,7 @@ __all__ = [
     "certify_dataset",
     "certify_union",
     "cheap_to_tight",
+    "covered_radius",
     "covering_radius",
     "margins",
 ]

@@ -128,7 +128,9 @@ def patch(size: int | Sequence[int], within: tuple[float, float] = (0.0, 1.0), *
     try:
         numbers = [operator.index(number) for number in (*sides, stride)]
     except TypeError as error:
-        raise TypeError(f"size is {size!r} and stride {stride!r}; expected integers: give numbers of pixels.") from error
+        raise TypeError(
+            f"size is {size!r} and stride {stride!r}; expected integers: give numbers of pixels."
+        ) from error
     if len(sides) != 2 or min(numbers) < 1:
         raise ValueError(
             f"size is {size!r} and stride {stride!r}; expected a number of pixels of at least 1, or two, and a stride "
@@ -152,7 +154,9 @@ def _rectangles(rows: np.ndarray, heights: np.ndarray, columns: np.ndarray, widt
     return np.stack([row, column, height, width], axis=-1).reshape(-1, 4).astype(np.float32)
 
 
-def _window(shape: Sequence[int], row: Array, column: Array, height: Array | int, width: Array | int) -> Bool[Array, "*x"]:
+def _window(
+    shape: Sequence[int], row: Array, column: Array, height: Array | int, width: Array | int
+) -> Bool[Array, "*x"]:
     """Which pixels lie in a rectangle."""
     rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in shape[:2])
     inside = jnp.multiply.outer((rows >= row) & (rows < row + height), (columns >= column) & (columns < column + width))
