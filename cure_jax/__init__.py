@@ -25,6 +25,7 @@ from cure_jax.certification import (
     certify,
     certify_dataset,
     certify_union,
+    covered_radius,
     covering_radius,
     margins,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "certify",
     "certify_dataset",
     "certify_union",
+    "covered_radius",
     "covering_radius",
     "crown",
     "custom_bounds",

@@ -1,7 +1,7 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
-window of any content at any position.
+window of any content at any position, `local_attacks` search for the worst patch and the worst pixels.
 
 `geometric` has images as functions of parameters, which `constructors` makes by name. Below it, what each family of
 transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
@@ -21,6 +21,7 @@ from cure_jax.perturbations.constructors import (
     translation,
 )
 from cure_jax.perturbations.geometric import Geometric
+from cure_jax.perturbations.local_attacks import patch_attack, pixel_attack
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
@@ -39,6 +40,8 @@ __all__ = [
     "compose",
     "contrast",
     "patch",
+    "patch_attack",
+    "pixel_attack",
     "rotation",
     "scaling",
     "shear",

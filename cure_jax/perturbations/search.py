@@ -68,6 +68,7 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
     perturbation: Perturbation,
     *,
     method: str | Sequence[str] = "crown",
+    last_resort: Sequence[str] = (),
     batch_size: int = 64,
     max_cells: int = 10_000,
     mesh: Mesh | None = None,
@@ -77,7 +78,8 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
     """Tries to prove of many examples that all their perturbed images are classified as their label.
 
     Cells that are not proved are split until they are, until a perturbed image is misclassified, or until a cell cannot
-    be split any more. The first of these that happens decides an example; its other cells are dropped.
+    be split any more and no method of `last_resort` proves it. The first of these that happens decides an example; its
+    other cells are dropped.
 
     Args:
       f: one example `[*x]` to logits `[classes]`; as for `certify_dataset`.
@@ -85,6 +87,8 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
       labels: `[examples]`, integers in [0, classes).
       perturbation: the set of perturbed images of each image.
       method: by which each cell is bounded, as for `certify`; of several names the tightest for each margin.
+      last_resort: methods for the cells that cannot be split any more, tried one after the other once all other cells
+        are bounded. With a cheap `method`, tight ones then meet only what is hard: patches have an end of splitting.
       batch_size: cells at once; bounds its memory. With a mesh, a multiple of its number of devices.
       max_cells: at most so many cells of one example are bounded; then it is given up.
       mesh: as for `certify_dataset`.
@@ -105,6 +109,9 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
       proved. `falsified` is what the network says in float32.
     """
     bound_method(method)
+    stages = (method if isinstance(method, str) else tuple(method), *last_resort)
+    for name in last_resort:
+        bound_method(name)
     images, labels, _ = checked_examples(f, images, labels, batch_size)
     check_divides(batch_size, mesh)
     for name, value in (("max_cells", max_cells), ("timeout", timeout)):
@@ -112,19 +119,18 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
             raise ValueError(f"{name} is {value}; expected a number above 0. Raise it, or leave it out.")
     batches = Batches((as_pytree(f), perturbation), (images, labels), batch_size, mesh)
     correct = batches.apply(functools.partial(_correct, mesh=mesh))["correct"]
-    search = _Search(perturbation, images.shape[1:], correct, max_cells)
-    bound = functools.partial(_bounded, method=method if isinstance(method, str) else tuple(method), mesh=mesh)
+    search = _Search(perturbation, images.shape[1:], correct, max_cells, len(stages))
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with shown(len(images), "certify", show_progress) as advance:
         while (work := search.take(batch_size)) is not None and time.monotonic() < deadline:
-            rows, cells = work
-            before = search.decided
-            search.learn(rows, cells, batches.apply(bound, rows, own=(cells,)))
+            stage, rows, cells = work
+            before, bound = search.decided, functools.partial(_bounded, method=stages[stage], mesh=mesh)
+            search.learn(stage, rows, cells, batches.apply(bound, rows, own=(cells,)))
             advance("cells", search.decided - before)
     search.give_up()
     if count := int(search.unfinished.sum()):
         _LOGGER.warning("%d examples are given up: the time or their number of cells is over.", count)
-    name = method if isinstance(method, str) else ",".join(method)
+    name = ",".join((*((method,) if isinstance(method, str) else method), *last_resort))
     margin = np.where(search.bounded > 0, search.margin, -np.inf)
     return PerturbationCertificate(
         correct, search.verified, search.falsified, search.unfinished, margin, search.bounded, name
@@ -132,12 +138,18 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
 
 
 class _Search:
-    """The cells of all examples that wait, those to be taken next last, and what is known of each example."""
+    """The cells of all examples that wait, those to be taken next last, and what is known of each example.
 
-    def __init__(self, perturbation: Perturbation, shape: tuple[int, ...], correct: np.ndarray, max_cells: int):
+    They wait by stage: for the method of all cells, or for one of the last resorts.
+    """
+
+    def __init__(
+        self, perturbation: Perturbation, shape: tuple[int, ...], correct: np.ndarray, max_cells: int, stages: int
+    ):
         self._perturbation, self._shape, self._max_cells = perturbation, shape, max_cells
         first = list(perturbation.cells(shape)[::-1])
-        self._waiting = {int(row): list(first) for row in np.flatnonzero(correct)}
+        self._waiting = {int(row): [list(first), *([] for _ in range(1, stages))] for row in np.flatnonzero(correct)}
+        self._stages = stages
         self.verified, self.falsified, self.unfinished = (np.zeros(len(correct), bool) for _ in range(3))
         self.margin, self.bounded = np.full(len(correct), np.inf), np.zeros(len(correct), np.int64)
 
@@ -146,30 +158,34 @@ class _Search:
         """How many examples are decided, by cells or without any."""
         return len(self.verified) - len(self._waiting)
 
-    def take(self, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The next cells, at most so many, and the examples that they belong to; None if there are none."""
-        rows, cells = [], []
-        for row, waiting in self._waiting.items():
-            allowed = min(count - len(rows), self._max_cells - int(self.bounded[row]), len(waiting))
-            rows.extend([row] * allowed)
-            cells.extend(waiting.pop() for _ in range(allowed))
-            if len(rows) == count:
-                break
-        return (np.array(rows), np.stack(cells)) if rows else None
+    def take(self, count: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """The next cells, at most so many, their stage, and the examples that they belong to; None if there are none.
 
-    def learn(self, rows: np.ndarray, cells: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
-        """Decides examples, or splits their cells, by what was found for some cells."""
+        A stage is begun when all cells of those before it are bounded, so that it has batches to fill.
+        """
+        for stage in range(self._stages):
+            rows, cells = [], []
+            for row, waiting in self._waiting.items():
+                here = waiting[stage]
+                allowed = min(count - len(rows), self._max_cells - int(self.bounded[row]), len(here))
+                rows.extend([row] * allowed)
+                cells.extend(here.pop() for _ in range(allowed))
+                if len(rows) == count:
+                    break
+            if rows:
+                return stage, np.array(rows), np.stack(cells)
+        return None
+
+    def learn(self, stage: int, rows: np.ndarray, cells: np.ndarray, found: Mapping[str, np.ndarray]) -> None:
+        """Decides examples, splits their cells, or hands these to the next stage, by what was found for some cells."""
         np.add.at(self.bounded, rows, 1)
         for row, cell, lower, proved, right in zip(
             rows, cells, found["lower"], found["proved"], found["right"], strict=True
         ):
             if row not in self._waiting:
                 continue
-            if right and not proved:
-                parts = self._perturbation.split(cell, self._shape)
-                if len(parts):
-                    self._waiting[row].extend(parts[::-1])
-                    continue
+            if right and not proved and self._goes_on(stage, int(row), cell):
+                continue
             self.margin[row] = min(self.margin[row], lower)
             if not (right and proved):
                 self.falsified[row] = not right
@@ -177,12 +193,22 @@ class _Search:
         for row in np.unique(rows):
             self._close(int(row))
 
+    def _goes_on(self, stage: int, row: int, cell: np.ndarray) -> bool:
+        """Lets parts of a cell wait, or the cell for the next stage; False if there are neither."""
+        parts = self._perturbation.split(cell, self._shape)
+        if len(parts):
+            self._waiting[row][stage].extend(parts[::-1])
+        elif stage + 1 < self._stages:
+            self._waiting[row][stage + 1].append(cell)
+        return len(parts) > 0 or stage + 1 < self._stages
+
     def _close(self, row: int) -> None:
         """Decides an example that has no cells left, or must not have any more of them bounded."""
         if row not in self._waiting:
             return
-        self.verified[row] = not self._waiting[row]
-        self.unfinished[row] = bool(self._waiting[row]) and self.bounded[row] >= self._max_cells
+        left = any(self._waiting[row])
+        self.verified[row] = not left
+        self.unfinished[row] = left and self.bounded[row] >= self._max_cells
         if self.verified[row] or self.unfinished[row]:
             del self._waiting[row]
 

@@ -24,4 +24,6 @@ def _escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         examples = (examples and bool(line.strip())) or line.lstrip().startswith(">>>")
         if not examples:
             parts = _KEPT.split(line)
-            lines[index] = "".join(re.sub(r"([|*])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+            lines[index] = "".join(
+                re.sub(r"([|*])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts)
+            )
