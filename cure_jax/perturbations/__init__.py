@@ -1,7 +1,8 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
-window of any content at any position, `local_attacks` search for the worst patch and the worst pixels.
+window of any content at any position, `pixels` are few of them;
+`local_attacks` search for the worst patch and the worst pixels. `names` are for configs.
 
 `geometric` has images as functions of parameters, which `constructors` makes by name. Below it, what each family of
 transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
@@ -12,7 +13,6 @@ from cure_jax.perturbations.constructors import (
     GEOMETRIC,
     blur,
     brightness,
-    by_name,
     compose,
     contrast,
     rotation,
@@ -22,26 +22,32 @@ from cure_jax.perturbations.constructors import (
 )
 from cure_jax.perturbations.geometric import Geometric
 from cure_jax.perturbations.local_attacks import patch_attack, pixel_attack
+from cure_jax.perturbations.names import NAMES, by_name, by_names
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
+from cure_jax.perturbations.pixels import Pixels, pixels
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
 __all__ = [
     "GEOMETRIC",
+    "NAMES",
     "Geometric",
     "Inputs",
     "Patch",
     "Perturbation",
     "PerturbationCertificate",
+    "Pixels",
     "blur",
     "brightness",
     "by_name",
+    "by_names",
     "certify_perturbation",
     "compose",
     "contrast",
     "patch",
     "patch_attack",
     "pixel_attack",
+    "pixels",
     "rotation",
     "scaling",
     "shear",
