@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from cure_jax.perturbations import by_names
 from cure_jax.training.config import Config, alignment_pairs, default_config, norm_exponent, objective_of
 from cure_jax.training.fields import FIELDS, Field
 from cure_jax.training.losses import LOSSES
@@ -146,6 +147,10 @@ def _check_norms(config: Config) -> None:
         _require(in_range and any(weights.values()), path, weights, "finite numbers, at least 0 and not all 0")
     if config.alignment.weight:
         _check_alignment(config)
+    try:
+        by_names(config.perturbations)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.perturbations is {config.perturbations.to_dict()}: {error}") from error
 
 
 def _check_loss(config: Config, name: str, loss: Any) -> None:

@@ -109,6 +109,19 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
             is_open=True,
             is_incidental=True,
         ),
+        "perturbations": Field(
+            {
+                **dict.fromkeys(("rotation", "translation", "scaling", "shear", "contrast", "brightness", "blur"), ()),
+                **dict.fromkeys(("patch", "pixels"), 0),
+            },
+            "What is certified and attacked beside the norms: by name, the least and the greatest parameter, or the "
+            "side of a patch and the number of pixels; () and 0: not. Geometric ones are composed by +, with a pair "
+            "for each: {'rotation+contrast': ((-2, 2), (0.98, 1.02))}.",
+            unit="degrees, pixels or factors: cure_jax.perturbations",
+            use="To see what training for norms gives beyond them.",
+            is_open=True,
+            is_incidental=True,
+        ),
         "losses": Field(
             {"linf": {"kind": "small_box", "ratio": 0.4, "inside": False}},
             "By norm, the loss that is trained: its `kind`, and the fields of that kind (below). Each norm needs a "
