@@ -4,9 +4,11 @@
 
 `geometric` is one: images as functions of parameters, which `constructors` makes by name. Below it, what each family of
 transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
-`colour`, `blur`; all of them on `intervals` that are rounded outward.
+`colour`, `blur`; all of them on `intervals` that are rounded outward. `attack` looks for counterexamples, `published`
+has the ranges of published benchmarks.
 """
 
+from cure_jax.perturbations.attack import GeometricAttack, attack_geometric
 from cure_jax.perturbations.constructors import (
     GEOMETRIC,
     blur,
@@ -21,14 +23,19 @@ from cure_jax.perturbations.constructors import (
 )
 from cure_jax.perturbations.geometric import Geometric
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
+from cure_jax.perturbations.published import PUBLISHED, Published
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
 __all__ = [
     "GEOMETRIC",
+    "PUBLISHED",
     "Geometric",
+    "GeometricAttack",
     "Inputs",
     "Perturbation",
     "PerturbationCertificate",
+    "Published",
+    "attack_geometric",
     "blur",
     "brightness",
     "by_name",

@@ -1,4 +1,4 @@
-"""Contrast and brightness: c x and x + b, cut to [0, 1]. Of several, one after the other, only the last result is cut."""
+"""Contrast and brightness: c x and x + b, cut to [0, 1]. Of several, one after the other, the last result is cut."""
 
 from collections.abc import Sequence
 
@@ -55,8 +55,9 @@ def _brightness(known: Enclosure, box: Interval, middle: Interval) -> Enclosure:
 
 
 def _cut(known: Enclosure) -> Enclosure:
-    inside, outside = (known.range.lower >= 0) & (known.range.upper <= 1), (
-        (known.range.upper < 0) | (known.range.lower > 1)
+    inside, outside = (
+        (known.range.lower >= 0) & (known.range.upper <= 1),
+        ((known.range.upper < 0) | (known.range.lower > 1)),
     )
     dtype = known.range.dtype
     share = Interval(inside.astype(dtype), 1 - outside.astype(dtype))

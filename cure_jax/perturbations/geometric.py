@@ -248,9 +248,7 @@ def _moved_over(
     found = interpolate_over(known.range, *places.range)
     carried = jax.vmap(lambda slope: interpolate_over(slope, *places.range).range)(known.slopes)
     by_row, by_column = (
-        product(
-            jax.tree.map(lambda end: end[None], derivative), jax.tree.map(lambda end: end[..., None], slope)
-        )
+        product(jax.tree.map(lambda end: end[None], derivative), jax.tree.map(lambda end: end[..., None], slope))
         for derivative, slope in zip((found.by_row, found.by_column), places.slopes, strict=True)
     )
     slopes = jax.tree.map(lambda *parts: jnp.concatenate(parts), carried, add(by_row, by_column))
