@@ -1,14 +1,16 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
-window of any content at any position, `pixels` are few of them;
-`local_attacks` search for the worst patch and the worst pixels. `names` are for configs.
+window of any content at any position, `pixels` are few of them, `local_attacks` search for the worst of both. `names`
+are for configs.
 
 `geometric` has images as functions of parameters, which `constructors` makes by name. Below it, what each family of
 transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
-`colour`, `blur`; all of them on `intervals` that are rounded outward.
+`colour`, `blur`; all of them on `intervals` that are rounded outward. `attack` looks for counterexamples, `published`
+has the ranges of published benchmarks.
 """
 
+from cure_jax.perturbations.attack import GeometricAttack, attack_geometric
 from cure_jax.perturbations.constructors import (
     GEOMETRIC,
     blur,
@@ -26,17 +28,22 @@ from cure_jax.perturbations.names import NAMES, by_name, by_names
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
 from cure_jax.perturbations.pixels import Pixels, pixels
+from cure_jax.perturbations.published import PUBLISHED, Published
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
 __all__ = [
     "GEOMETRIC",
     "NAMES",
+    "PUBLISHED",
     "Geometric",
+    "GeometricAttack",
     "Inputs",
     "Patch",
     "Perturbation",
     "PerturbationCertificate",
     "Pixels",
+    "Published",
+    "attack_geometric",
     "blur",
     "brightness",
     "by_name",

@@ -7,7 +7,7 @@ transformations, one after the other, the matrices of T^-1 are multiplied, and t
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from cure_jax.perturbations import intervals
 from cure_jax.perturbations.intervals import constant
 from cure_jax.regions import Interval
 
-__all__ = ["INVERSES", "Inverse", "Sources", "sources", "sources_over"]
+__all__ = ["INVERSES", "Inverse", "Sources", "multiplied", "placed", "sources", "sources_over"]
 
 
 class Inverse(NamedTuple):
@@ -127,7 +127,7 @@ class Sources(NamedTuple):
     slopes: tuple[Interval, Interval]
 
 
-def sources(kinds: Sequence[str], parameters: jax.Array, shape: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+def sources(kinds: Sequence[str], parameters: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Rows and columns, `[height, width]`, where the pixels come from."""
     matrix = jnp.eye(3, dtype=parameters.dtype)
     for kind, parameter in zip(kinds, parameters, strict=True):
@@ -137,7 +137,9 @@ def sources(kinds: Sequence[str], parameters: jax.Array, shape: tuple[int, int])
     return (shape[0] - 1) / 2 - along, across + (shape[1] - 1) / 2
 
 
-def sources_over(kinds: Sequence[str], cell: Interval, middle: jax.Array, radius: jax.Array, shape) -> Sources:
+def sources_over(
+    kinds: Sequence[str], cell: Interval, middle: jax.Array, radius: jax.Array, shape: tuple[int, ...]
+) -> Sources:
     """Where the pixels come from over a cell of parameters.
 
     Args:
@@ -152,13 +154,14 @@ def sources_over(kinds: Sequence[str], cell: Interval, middle: jax.Array, radius
     """
     points = [Interval(value, value) for value in middle]
     boxes = [Interval(low, high) for low, high in zip(cell.lower, cell.upper, strict=True)]
-    at_middle = _placed(_multiplied([INVERSES[k].matrix_over(p) for k, p in zip(kinds, points, strict=True)]), shape)
+    at_middle = placed(multiplied([INVERSES[k].matrix_over(p) for k, p in zip(kinds, points, strict=True)]), shape)
     matrices, slopes = [INVERSES[k].matrix_over(b) for k, b in zip(kinds, boxes, strict=True)], []
     for i, (kind, box) in enumerate(zip(kinds, boxes, strict=True)):
         derivative = [*matrices[:i], INVERSES[kind].derivative_over(box), *matrices[i + 1 :]]
-        slopes.append(_moved(_multiplied(derivative), shape))
-    by_axis = tuple(intervals.joined(*(slope[axis] for slope in slopes)) for axis in range(2))
-    return Sources(at_middle, tuple(map(_reached, at_middle, by_axis, [radius] * 2)), by_axis)
+        slopes.append(_moved(multiplied(derivative), shape))
+    by_axis = intervals.joined(*(rows for rows, _ in slopes)), intervals.joined(*(columns for _, columns in slopes))
+    reached = _reached(at_middle[0], by_axis[0], radius), _reached(at_middle[1], by_axis[1], radius)
+    return Sources(at_middle, reached, by_axis)
 
 
 def _reached(middle: Interval, slopes: Interval, radius: jax.Array) -> Interval:
@@ -167,7 +170,8 @@ def _reached(middle: Interval, slopes: Interval, radius: jax.Array) -> Interval:
     return intervals.outward(middle.lower - reach, middle.upper + reach, jnp.abs(middle.upper) + reach)
 
 
-def _multiplied(matrices: Sequence[Interval]) -> Interval:
+def multiplied(matrices: Sequence[Interval]) -> Interval:
+    """The product of matrices."""
     result, *rest = matrices
     for matrix in rest:
         left = jax.tree.map(lambda end: end[:, :, None], result)
@@ -175,7 +179,7 @@ def _multiplied(matrices: Sequence[Interval]) -> Interval:
     return result
 
 
-def _moved(matrix: Interval, shape: tuple[int, int]) -> tuple[Interval, Interval]:
+def _moved(matrix: Interval, shape: tuple[int, ...]) -> tuple[Interval, Interval]:
     """Rows and columns of the products with (u, v, 1), from the middle of the image."""
     u, v = _grid(shape, matrix.dtype)
     point = constant(jnp.stack([*jnp.broadcast_arrays(u, v), jnp.ones(shape, matrix.dtype)])[None])
@@ -184,13 +188,14 @@ def _moved(matrix: Interval, shape: tuple[int, int]) -> tuple[Interval, Interval
     return _negative(along), across
 
 
-def _placed(matrix: Interval, shape: tuple[int, int]) -> tuple[Interval, Interval]:
+def placed(matrix: Interval, shape: tuple[int, ...]) -> tuple[Interval, Interval]:
+    """Rows and columns, from the first pixel, of the places that a matrix takes the pixels to."""
     moved, places = _moved(matrix, shape), [jnp.full((1, 1), (size - 1) / 2, matrix.dtype) for size in shape]
     rows, columns = (intervals.add(part, constant(place)) for part, place in zip(moved, places, strict=True))
     return rows, columns
 
 
-def _grid(shape: tuple[int, int], dtype) -> tuple[jax.Array, jax.Array]:
+def _grid(shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array]:
     """The coordinates u `[1, width]` and v `[height, 1]`; halves of integers, so exact."""
     height, width = shape
     u = jnp.arange(width, dtype=dtype) - (width - 1) / 2

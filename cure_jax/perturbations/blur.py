@@ -7,6 +7,7 @@ sum to 1; s = 0 is no blur. Outside of the image there are zeros. With E = sum o
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,14 +109,11 @@ def _power(excess: jax.Array, deviation: jax.Array) -> jax.Array:
 
 
 def _roomy(lower: jax.Array, upper: jax.Array) -> Interval:
-    """Sums of positive exponentials, with room for their rounding: of exponents of at most 90, beyond which they vanish.
-
-    What vanishes is less than 1e-30, divided by s^3 too.
-    """
+    """Sums of positive exponentials with room for rounding; what vanishes, below exp(-90), is less than 1e-30."""
     return Interval(lower * (1 - _ROOM), upper * (1 + _ROOM) + 1e-30)
 
 
-def _squares(taps: int, dtype) -> jax.Array:
+def _squares(taps: int, dtype: Any) -> jax.Array:
     return jnp.asarray(np.arange(-taps, taps + 1) ** 2, dtype)
 
 

@@ -1,4 +1,4 @@
-"""Contrast and brightness: c x and x + b, cut to [0, 1]. Of several, one after the other, only the last result is cut."""
+"""Contrast and brightness: c x and x + b, cut to [0, 1]. Of several, one after the other, the last result is cut."""
 
 from collections.abc import Sequence
 

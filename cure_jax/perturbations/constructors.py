@@ -1,7 +1,7 @@
 """Geometric perturbations by name, in the units people use."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cure_jax.perturbations.geometric import KINDS, Geometric
 
@@ -121,7 +121,7 @@ def blur(low: float | int, high: float | int) -> Geometric:
     return _single("blur", low, high, taps=max(1, math.ceil(_REACH * high)))
 
 
-GEOMETRIC: Mapping[str, object] = {
+GEOMETRIC: Mapping[str, Callable[[float | int, float | int], Geometric]] = {
     "rotation": rotation,
     "translation": lambda low, high: translation((low, high), (low, high)),
     "scaling": scaling,
@@ -144,9 +144,7 @@ def by_name(name: str, limits: tuple[float | int, float | int]) -> Geometric:
     """
     if name not in GEOMETRIC:
         raise ValueError(f"Unknown perturbation {name!r}; expected one of {', '.join(GEOMETRIC)}. Choose one of these.")
-    make = GEOMETRIC[name]
-    assert callable(make)
-    return make(*limits)
+    return GEOMETRIC[name](*limits)
 
 
 def compose(*perturbations: Geometric) -> Geometric:

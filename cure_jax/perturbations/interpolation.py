@@ -1,8 +1,8 @@
 """Bilinear interpolation, of an image and over a box of places; outside of the image there are zeros.
 
 Between four pixels the interpolated image is bilinear, so on a box of places it is least and greatest at corners: those
-of the box, and where lines of pixels cut it. The weights of a corner sum to 1. That is the exact range on the box, never
-wider than the sum of intervals of weights times pixels, which forgets it.
+of the box, and where lines of pixels cut it. That is the exact range on the box: narrower than the sum of intervals of
+weights times pixels, which forgets that weights sum to 1.
 """
 
 from typing import NamedTuple
@@ -35,10 +35,10 @@ class Interpolated(NamedTuple):
 
 def interpolate(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The image `[height, width, channels]` at places `[height, width]`."""
-    base = jnp.floor(rows), jnp.floor(columns)
-    pixels = _patch(x, *base)[:, :, :2, :2]
-    weights = [_hats((place - low)[..., None], 2) for place, low in zip((rows, columns), base, strict=True)]
-    return jnp.squeeze(_at_points(*weights, pixels), (2, 3))
+    above, left = jnp.floor(rows), jnp.floor(columns)
+    pixels = _patch(x, above, left)[:, :, :2, :2]
+    row_weights, column_weights = _hats((rows - above)[..., None], 2), _hats((columns - left)[..., None], 2)
+    return jnp.squeeze(_at_points(row_weights, column_weights, pixels), (2, 3))
 
 
 def interpolate_over(x: Interval, rows: Interval, columns: Interval) -> Interpolated:

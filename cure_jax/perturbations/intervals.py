@@ -4,6 +4,8 @@ Every function here allows for the rounding of what it computes: an end moves ou
 place of the terms that it was summed from. That is room for sums of some thirty terms, in any order, fused or not.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -77,7 +79,7 @@ def sine(degrees: Interval) -> Interval:
     return _wave(degrees, 90.0, jnp.sin)
 
 
-def _wave(degrees: Interval, peak: float, function: jax.stages.Wrapped) -> Interval:
+def _wave(degrees: Interval, peak: float, function: Callable[[jax.Array], jax.Array]) -> Interval:
     """A function that is 1 at `peak` plus whole turns, -1 half a turn later, and monotone in between."""
     ends = [function(jnp.deg2rad(end)) for end in (degrees.lower, degrees.upper)]
     # The angle in radians is rounded twice, the function is off by a few units in the last place.
