@@ -15,8 +15,8 @@ from cure_jax.training.config import Config
 METHODS: dict[str, tuple[str, str, float, float]] = {
     "gaussian": ("l2", "gaussian", 0.35, 0.0),
     "consistency": ("l2", "gaussian", 0.35, 5.0),
-    "laplace": ("l1", "laplace", 0.5, 5.0),
-    "uniform": ("l1", "uniform", 1.0, 5.0),
+    "laplace": ("l1", "laplace", 0.3, 5.0),
+    "uniform": ("l1", "uniform", 0.75, 5.0),
     "splitting": ("l1", "splitting", 2.0, 5.0),
 }
 

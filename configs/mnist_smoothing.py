@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/mnist_smoothing.py:consistency --workdir=runs/mnist_smoothing/consistency
 
-Methods: consistency (l_2), laplace | splitting (l_1). About 4 minutes on a busy core of a CPU. TFDS_DATA_DIR or
+Methods: consistency (l_2), splitting (l_1). About 4 minutes on a busy core of a CPU. TFDS_DATA_DIR or
 --config.data_dir says where the data is. How they are certified, and with what result: docs/smoothing.md.
 """
 
@@ -12,7 +12,6 @@ from cure_jax.training.config import Config
 
 METHODS = {
     "consistency": ("l2", "gaussian", 0.5, 5.0),
-    "laplace": ("l1", "laplace", 0.5, 5.0),
     "splitting": ("l1", "splitting", 3.0, 5.0),
 }
 
