@@ -23,6 +23,7 @@ from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax import data, models
+from cure_jax.certification import bound_method
 from cure_jax.perturbations import certify_perturbation, patch, patch_attack, pixel_attack
 from cure_jax.report.perturbed import Perturbed, perturbed_images
 from launch.parts import common
@@ -105,14 +106,13 @@ def _measured(name: str, threats: list[Threat], workdir: Path) -> Iterator[dict[
 
 
 def _attacked(threat: Threat, f: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    attack = jax.jit(threat.attack)
     keys = jax.random.split(jax.random.key(0), len(images))
-    return np.stack([attack(f, *example) for example in zip(images, labels, keys, strict=True)])
+    return np.stack([threat.attack(f, *example) for example in zip(images, labels, keys, strict=True)])
 
 
 def _picture(threat: Threat, f: Partial, image: np.ndarray, label: np.ndarray, worst: np.ndarray) -> Perturbed:
     x, margins = jnp.asarray(image), cj.margins(f, jnp.asarray(label))
-    lower = jax.jit(threat.lower)(f, x, jnp.asarray(label))
+    lower = threat.lower(f, x, jnp.asarray(label))
     return Perturbed(threat.name, image, worst, *map(np.asarray, (lower, margins(x), margins(jnp.asarray(worst)))))
 
 
@@ -125,13 +125,17 @@ def _patch(side: int) -> Threat:
         found = certify_perturbation(f, images, labels, window, method=cheap, **options)
         return found.verified, int(found.cells.sum())
 
+    @jax.jit
     def attack(f: Partial, x: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         return patch_attack(f, x, label, window, key=key, steps=ATTACK_STEPS)
 
+    @jax.jit
     def lower(f: Partial, x: jax.Array, label: jax.Array) -> jax.Array:
         bound = cj.crown(cj.margins(f, label), "ibp")
         cells = jnp.asarray(single.cells(x.shape))
-        return jnp.min(jax.lax.map(lambda cell: bound(single.inputs(x, cell).region).lower, cells), axis=0)
+        return jnp.min(
+            jax.lax.map(lambda cell: bound(single.inputs(x, cell).region).lower, cells, batch_size=32), axis=0
+        )
 
     return Threat(f"{side} x {side} patch", certify, attack, lower)
 
@@ -145,10 +149,12 @@ def _pixels(k: int) -> Threat:
         found = cj.certify_dataset(f, images, labels, {"l0": Partial(region)}, **options)
         return found.verified["l0"], len(images)
 
+    @jax.jit
     def attack(f: Partial, x: jax.Array, label: jax.Array, key: jax.Array) -> jax.Array:
         del key
         return pixel_attack(f, x, label, region(x))
 
+    @jax.jit
     def lower(f: Partial, x: jax.Array, label: jax.Array) -> jax.Array:
         return bound_method(_METHODS.value)(cj.margins(f, label))(region(x)).lower
 
