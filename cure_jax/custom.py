@@ -30,6 +30,7 @@ class CustomBounds:
       relax: see `custom_bounds`; None for lines of slope 0.
       lipschitz: see `custom_bounds`.
       arguments: how many arguments the function has; the primitive's other operands, before them, are closed over.
+      undecided: see `custom_bounds`.
       depth: how many leading axes of all arguments and of the result were put there by `jax.vmap`.
     """
 
@@ -37,6 +38,7 @@ class CustomBounds:
     relax: Callable[..., Any] | None
     lipschitz: float
     arguments: int
+    undecided: Callable[..., Any] | None = None
     depth: int = 0
 
 
@@ -46,6 +48,7 @@ def custom_bounds(
     interval: Callable[..., Any],
     relax: Callable[..., Any] | None = None,
     lipschitz: float = math.inf,
+    undecided: Callable[..., Any] | None = None,
 ) -> Callable[..., Shaped[Array, "..."]]:
     """Gives a function bounds of its own, for what no rule covers or covers too loosely.
 
@@ -58,6 +61,8 @@ def custom_bounds(
         arguments, `((slope, slope, ...), intercept)`. In general each is a `cure_jax.rules.LinearMap`. None takes the
         ends of `interval`.
       lipschitz: |fun(x) - fun(y)|_2 <= lipschitz * |x - y|_2, for training with a Lipschitz margin.
+      undecided: `(*intervals) -> (mask, mask, ...)`, one of the shape of each argument: False where a tighter box of
+        that entry would give no tighter lines, so that `crown` need not look for one. None: True everywhere.
 
     Returns:
       A function with the values and derivatives of `fun`, under `jax.jit` and `jax.vmap` too, that `ibp`, `crown` and
@@ -99,7 +104,7 @@ def custom_bounds(
                 f"A function with custom bounds must return one array; got {len(inner.outvars)} outputs from "
                 f"{getattr(fun, '__name__', fun)}. Give each output a function of its own."
             )
-        bounds = CustomBounds(interval, relax, lipschitz, len(values))
+        bounds = CustomBounds(interval, relax, lipschitz, len(values), undecided)
         return custom_bounds_p.bind(*closed.consts, *values, jaxpr=_Jaxpr(inner), bounds=bounds)
 
     return bounded

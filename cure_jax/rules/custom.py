@@ -107,6 +107,15 @@ def _lipschitz(equation: Equation) -> float:
     return float(_bounds(equation).lipschitz)
 
 
+def _undecided(equation: Equation, intervals: Sequence[Interval]) -> tuple[jax.Array, ...]:
+    bounds, arguments = _bounds(equation), _arguments(equation, intervals)
+    if bounds.undecided is None:
+        return tuple(jnp.ones(node.shape, bool) for node in equation.bounded)
+    masks = _mapped(bounds.undecided, bounds)(*arguments)
+    operands = equation.operands[len(equation.operands) - len(arguments) :]
+    return tuple(mask for mask, operand in zip(masks, operands, strict=True) if isinstance(operand, Node))
+
+
 def _closes_over_constants(equation: Equation) -> bool:
     """Only arguments depend on the input."""
     closed_over = equation.operands[: len(equation.operands) - _bounds(equation).arguments]
@@ -115,7 +124,7 @@ def _closes_over_constants(equation: Equation) -> bool:
 
 register(
     "custom_bounds",
-    Nonlinear(_interval, _relax, _lipschitz),
+    Nonlinear(_interval, _relax, _lipschitz, undecided=_undecided),
     when=_closes_over_constants,
     otherwise="it closes over a value that depends on the input; make that an argument",
 )

@@ -211,6 +211,17 @@ def _reshape(equation: Equation, axes: Axes) -> Local | None:
     return Local((operand,), lambda cut, window: window.reshape(sizes))
 
 
+def _broadcast(equation: Equation, axes: Axes) -> Local:
+    """Copies of an entry are summed."""
+    (node,), dimensions = equation.bounded, equation.params["broadcast_dimensions"]
+    operand = tuple(
+        axes[out] if size == equation.output.shape[out] else Axis(0, 0, 0, 1)
+        for out, size in zip(dimensions, node.shape, strict=True)
+    )
+    sizes = tuple(axis.size for axis in axes)
+    return Local((operand,), lambda cut, window: lax.broadcast_in_dim(window, sizes, dimensions))
+
+
 def _concatenate(equation: Equation, axes: Axes) -> Local | None:
     along = equation.params["dimension"]
     if not _is_whole(axes[along], equation.output.shape[along]):
@@ -232,7 +243,8 @@ def _concatenate(equation: Equation, axes: Axes) -> Local | None:
 
 _LOCAL: dict[str, Callable[[Equation, Axes], Local | None]] = {
     **dict.fromkeys(("add", "add_any", "sub", "neg", "mul", "div", "copy", "convert_element_type"), _elementwise),
-    **dict.fromkeys(("reshape", "squeeze", "expand_dims", "broadcast_in_dim"), _reshape),
+    **dict.fromkeys(("reshape", "squeeze", "expand_dims"), _reshape),
+    "broadcast_in_dim": _broadcast,
     "conv_general_dilated": _convolution,
     "reduce_window_sum": _window_sum,
     "pad": _pad,
