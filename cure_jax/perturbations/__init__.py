@@ -2,7 +2,7 @@
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it.
 
-`patch` is one: a window of any content at any position; `local_attacks` search for the worst patch and the worst pixels.
+`patch` is one: a window of any content at any position; `local_attacks` search for the worst patch and pixels.
 
 `geometric` is another: images as functions of parameters, which `constructors` makes by name. Below it, what each
 family of transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and
