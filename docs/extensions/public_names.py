@@ -10,7 +10,17 @@ from sphinx.application import Sphinx
 import cure_jax
 
 # Parts of the library that are not promised to anybody, though they say what their other parts may use.
-_INTERNAL = {"activations", "commands", "convolution", "equality", "graph", "numerics", "progress", "pytrees", "validation"}
+_INTERNAL = {
+    "activations",
+    "commands",
+    "convolution",
+    "equality",
+    "graph",
+    "numerics",
+    "progress",
+    "pytrees",
+    "validation",
+}
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -23,7 +33,9 @@ def public_names() -> set[str]:
     """All names of `cure_jax.__all__`, and those of the `__all__` of its rooms, with the name of the room."""
     rooms = [room.name for room in pkgutil.iter_modules(cure_jax.__path__) if room.name not in _INTERNAL]
     modules = ["cure_jax", *(f"cure_jax.{room}" for room in rooms if not room.startswith("_"))]
-    return {f"{module}.{name}" for module in modules for name in getattr(importlib.import_module(module), "__all__", ())}
+    return {
+        f"{module}.{name}" for module in modules for name in getattr(importlib.import_module(module), "__all__", ())
+    }
 
 
 def _check(app: Sphinx, env: Any) -> None:
