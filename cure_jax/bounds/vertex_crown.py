@@ -4,6 +4,13 @@ As `crown`, with one difference: negative coefficients on a convex activation (R
 line. They are kept, and bounded together with those on the input at the vertices of the ball (`folding.vertices`), in
 every bound of a neuron inside of the network and of the output. It is to the l_1 ball what `sdp_crown` is to the l_2
 ball: neurons of a layer cannot all be at their extremes at once.
+
+That a convex function on a simplex is largest at a vertex was put to this use by Behl et al. (2021), who relax ReLUs on
+simplices, and bring l_1 balls to them. For one layer of ReLUs on a whole ball the upper lines are theirs: each touches
+the ReLU at the vertices. What differs lies behind the first layer, and at the pixels. They bound a weighted sum of each
+layer's activations, so that a scaled layer lies in a simplex of its own, whose vertices are single neurons; here every
+layer is looked at where single PIXELS are moved, through a convex upper bound of it as a function of the input. And
+their ball is whole; here each vertex has the room that the box leaves to its pixel.
 """
 
 import dataclasses
@@ -59,6 +66,11 @@ def vertex_crown(
     Soundness:
       As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, and for l_0 balls
       with k > 1, layers are looked at outside of the box.
+
+    References:
+      Behl, Kumar, Torr and Dvijotham, `Overcoming the Convex Barrier for Simplex Inputs
+      <https://papers.neurips.cc/paper/2021/hash/26657d5ff9020d2abefe558796b99584-Abstract.html>`_, NeurIPS 2021: the
+      tight relaxation on a simplex, see the top of this file for what differs.
 
     Examples:
       >>> import jax, jax.numpy as jnp, cure_jax as cj
