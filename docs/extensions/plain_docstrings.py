@@ -24,11 +24,5 @@ def _escape(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         examples = (examples and bool(line.strip())) or line.lstrip().startswith(">>>")
         if not examples:
             parts = _KEPT.split(line)
-<<<<<<< HEAD
-            lines[index] = "".join(
-                re.sub(r"([|*])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts)
-            )
-=======
             parts[::2] = [re.sub(r"([|*])", r"\\\1", part) for part in parts[::2]]
             lines[index] = "".join(parts)
->>>>>>> site
