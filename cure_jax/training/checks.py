@@ -148,19 +148,24 @@ def _check_norms(config: Config) -> None:
     if config.alignment.weight:
         _check_alignment(config)
     try:
-        by_names(config.perturbations)
+        by_names(config.perturbations.to_dict())
     except (TypeError, ValueError) as error:
         raise ValueError(f"config.perturbations is {config.perturbations.to_dict()}: {error}") from error
 
 
 def _check_loss(config: Config, name: str, loss: Any) -> None:
-    norm_exponent(name)
     path = f"losses.{name}"
+    if is_beyond := bool(config.perturbations.get(name)):
+        _require(name != "pixels", path, loss, "no loss of pixels, whose cell is no box")
+    else:
+        norm_exponent(name)
     example = {"kind": loss if str(loss) in LOSSES else "small_box"}
     is_loss = isinstance(loss, Mapping | ml_collections.ConfigDict)
     _require(is_loss, path, loss, f"a dictionary, as {example}")
-    _require(name in config.radii, path, dict(loss), f"a norm that has a radius ({', '.join(config.radii)})")
+    has_radius = name in config.radii or is_beyond
+    _require(has_radius, path, dict(loss), f"a norm that has a radius ({', '.join(config.radii)})")
     kind = loss.get("kind")
+    _require((kind == "cells") == is_beyond, f"{path}.kind", kind, "cells for what perturbations has, and for it alone")
     _require(kind in LOSSES, f"{path}.kind", kind, f"one of {', '.join(LOSSES)}")
     fields, norms = LOSSES[kind].fields, LOSSES[kind].norms
     for field, value in loss.items():

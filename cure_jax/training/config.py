@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from cure_jax import smoothing
 from cure_jax.models.functional import functional
 from cure_jax.models.registry import with_tuples
+from cure_jax.perturbations import by_name
 from cure_jax.regions import LpBall, lp_ball
 from cure_jax.training import multi_norm, objectives, optimizers, reference, schedules
 from cure_jax.training.augmentation import augmentation
@@ -191,6 +192,8 @@ def objective_of(config: Config, name: str, loss: Config) -> objectives.Objectiv
     """The loss of one norm, `loss` being `config.losses[name]`; ValueError where its fields do not fit together."""
     defaults = {field: known.default for field, known in LOSSES[loss.kind].fields.items()}
     settings = {**defaults, **{field: value for field, value in loss.items() if field != "kind"}}
+    if loss.kind == "cells":
+        return objectives.cells(by_name(name, config.perturbations[name]), **settings)
     # Training at another radius is all that a fraction does.
     fraction = settings.pop("fraction", 1.0)
     ball, eps, steps = ball_of(name), config.radii[name] * fraction, config.attack_steps

@@ -152,6 +152,16 @@ LOSSES: Mapping[str, Loss] = {
         _FRACTION,
         norms=("l2",),
     ),
+    "cells": Loss(
+        "Intervals over random cells of a perturbation beyond norms, as `config.perturbations` has it.",
+        "Only under a name of config.perturbations, `config.losses.rotation`: the key says which one. Not for pixels.",
+        "Yang et al., ICLR 2023; Chiang et al., ICLR 2020",
+        {
+            "count": Field(
+                1, "Cells of each image in a step; the worst one is trained.", use="More for many cells.", least=1
+            )
+        },
+    ),
     "noise": Loss(
         "Noisy views of the image, for a smoothed classifier: its own scale takes the place of the radius.",
         "Only for cure_jax.smoothing; the key in losses is any norm of radii.",

@@ -60,11 +60,14 @@ def identity(fields: Any) -> dict[str, Any]:
     Args:
       fields: of a config, old or new, or the config itself.
     """
-    return {
-        name: value
-        for name, value in with_new_names(fields).items()
-        if not (name in FIELDS and _changes_nothing(FIELDS[name], value))
+    fields = with_new_names(fields)
+    # Of what is certified beside the norms, what is trained.
+    trained = {
+        name: value for name, value in fields.get("perturbations", {}).items() if name in fields.get("losses", {})
     }
+    return {
+        name: value for name, value in fields.items() if not (name in FIELDS and _changes_nothing(FIELDS[name], value))
+    } | ({"perturbations": trained} if trained else {})
 
 
 def _changes_nothing(field: Field, value: Any) -> bool:

@@ -27,7 +27,8 @@ from cure_jax.bounds import BlockNorms, crown
 from cure_jax.bounds.box_ball import box_ball_in_training
 from cure_jax.bounds.ibp import Layers, ibp_with_layers
 from cure_jax.certification.margins import margins, other_classes
-from cure_jax.regions import LpBall, Region, linf_ball
+from cure_jax.perturbations import Perturbation
+from cure_jax.regions import Box, LpBall, Region, linf_ball
 from cure_jax.smoothing import Noise
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "adversarial",
     "box",
     "box_ball",
+    "cells",
     "cross_entropy",
     "crown_ibp",
     "dual_norm",
@@ -378,6 +380,41 @@ def noisy(noise: Noise, *, samples: int = 1, consistency: float | int = 0.0, ent
         # Of the mean of the logits: for metrics alone.
         center = jnp.mean(logits, axis=0)
         return Worst(center - jnp.sum(jnp.where(own, center, 0.0)), loss=loss)
+
+    return objective
+
+
+def cells(perturbation: Perturbation, *, count: int = 1) -> Objective:
+    """IBP over random cells of a perturbation beyond norms: of an angle, of the places of a patch, and so on.
+
+    On the ramp a cell shrinks: boxes of images towards the example, boxes of parameters towards their middle.
+
+    Args:
+      perturbation: from `cure_jax.perturbations`, whose cells are boxes.
+      count: cells of each example in a step; the worst logits over these are trained.
+
+    References:
+      Yang et al., "Provable Defense Against Geometric Transformations", ICLR 2023, Section 4; Chiang et al., "Certified
+      Defenses for Adversarial Patches", ICLR 2020, Section 4.2.
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        table = jnp.asarray(perturbation.cells(x.shape), x.dtype)
+
+        def bounded(key: jax.Array) -> jax.Array:
+            cell = table[jax.random.randint(key, (), 0, len(table))]
+            region, transform, _ = perturbation.inputs(x, cell)
+            whole = region.bounding_box()
+            middle = x if whole.shape == x.shape else whole.center
+            part = Box(middle + scale * (whole.lower - middle), middle + scale * (whole.upper - middle))
+
+            def perturbed(point: jax.Array) -> jax.Array:
+                return network.certified(transform(point))
+
+            bounds, _ = ibp_with_layers(margins(perturbed, label), precision=network.precision)(part)
+            return _worst_logits(bounds.lower, label)
+
+        return Worst(jnp.max(jax.vmap(bounded)(jax.random.split(key, count)), axis=0))
 
     return objective
 
