@@ -21,13 +21,14 @@ from cure_jax.perturbations.constructors import (
     shear,
     translation,
 )
-from cure_jax.perturbations.geometric import Geometric
+from cure_jax.perturbations.geometric import KINDS, Geometric
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
 from cure_jax.perturbations.published import PUBLISHED, Published
 from cure_jax.perturbations.search import PerturbationCertificate, certify_perturbation
 
 __all__ = [
     "GEOMETRIC",
+    "KINDS",
     "PUBLISHED",
     "Geometric",
     "GeometricAttack",
