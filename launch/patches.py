@@ -24,9 +24,9 @@ from jax.tree_util import Partial
 import cure_jax as cj
 from cure_jax import data, models
 from cure_jax.certification import bound_method
+from cure_jax.commands.parts import common
 from cure_jax.perturbations import certify_perturbation, patch, patch_attack, pixel_attack
 from cure_jax.report.perturbed import Perturbed, perturbed_images
-from launch.parts import common
 
 _NETWORKS = flags.DEFINE_list("networks", None, "Names of networks that come with the library.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where patches.json and the pictures go.")

@@ -22,7 +22,7 @@ from cure_jax.perturbations.constructors import (
     shear,
     translation,
 )
-from cure_jax.perturbations.geometric import Geometric
+from cure_jax.perturbations.geometric import KINDS, Geometric
 from cure_jax.perturbations.local_attacks import patch_attack, pixel_attack
 from cure_jax.perturbations.names import NAMES, by_name, by_names
 from cure_jax.perturbations.patch import Patch, patch
@@ -33,6 +33,7 @@ from cure_jax.perturbations.search import PerturbationCertificate, certify_pertu
 
 __all__ = [
     "GEOMETRIC",
+    "KINDS",
     "NAMES",
     "PUBLISHED",
     "Geometric",

@@ -22,10 +22,10 @@ import numpy as np
 from absl import flags
 
 import cure_jax as cj
+from cure_jax.commands.parts import common
 from cure_jax.data import digits
 from cure_jax.perturbations import Geometric
 from cure_jax.regions import Box, Interval
-from launch.parts import common
 
 _SAMPLES = flags.DEFINE_integer("samples", 1_000_000, "Parameters for each transformation, at least.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of cells and parameters.")
