@@ -5,6 +5,7 @@ are forgotten on the way in and out, so that none of them holds the other versio
 """
 
 import contextlib
+import dataclasses
 import math
 import sys
 import types
@@ -19,7 +20,7 @@ from cure_jax import graph, numerics
 from cure_jax.bounds.folding import coefficients, linear, vertices
 from cure_jax.bounds.norms import spectral
 from cure_jax.certification import certificate
-from cure_jax.regions import Interval, LpBall, ball
+from cure_jax.regions import Interval, L0Ball, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
 from cure_jax.verification import leaf, split_bound
 
@@ -82,6 +83,11 @@ def linf_ball_with_the_2_norm(patch: pytest.MonkeyPatch) -> None:
 def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
     right = LpBall.room
     patch.setattr(LpBall, "room", lambda self: right(self)[::-1])
+
+
+def few_pixels_and_one_less(patch: pytest.MonkeyPatch) -> None:
+    right = L0Ball.support
+    patch.setattr(L0Ball, "support", lambda self, a: right(dataclasses.replace(self, k=self.k - 1), a))
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tests import mutants
 from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral, test_vertex_crown
 from tests.certification import test_certificate
-from tests.regions import test_support
+from tests.regions import test_l0_ball, test_support
 from tests.rules import test_rules
 from tests.verification import test_leaf, test_split_bound
 
@@ -30,6 +30,9 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.l2_ball_with_the_dual_exponent_of_l1: functools.partial(SUPPORT, 2.0, None),
     mutants.linf_ball_with_the_2_norm: functools.partial(SUPPORT, math.inf, (0.0, 1.0)),
     mutants.pixel_box_caps_on_the_wrong_side: functools.partial(SUPPORT, 2.0, (0.0, 1.0)),
+    mutants.few_pixels_and_one_less: functools.partial(
+        test_l0_ball.test_support_is_attained_at_the_best_corner, (2, 3), "pixel", 1
+    ),
     mutants.first_layer_with_the_wrong_dual_exponent: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown_ibp", math.inf, "mlp"),

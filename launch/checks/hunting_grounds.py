@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cure_jax.regions import Region, hull, lp_ball
+from cure_jax.regions import Region, hull, l0_ball, lp_ball
 
 __all__ = ["PIXELS", "Ground", "extreme_radii", "grounds", "usual_radii"]
 
@@ -59,6 +59,11 @@ def _cut_hull(eps: jax.Array, x: jax.Array) -> Region:
     return hull(*_around(eps, x, None), within=PIXELS)
 
 
+def _few_pixels(k: int, eps: jax.Array, x: jax.Array) -> Region:
+    """Of pixels up to k, each moved by eps at most."""
+    return l0_ball(x, k, (jnp.maximum(x - eps, PIXELS[0]), jnp.minimum(x + eps, PIXELS[1])))
+
+
 def grounds(seed: int) -> Mapping[str, Ground]:
     """All kinds of regions by name, balls of three more norms among them that the seed draws."""
     cut, whole = (lambda p: functools.partial(_ball, p, PIXELS)), (lambda p: functools.partial(_ball, p, None))
@@ -73,6 +78,8 @@ def grounds(seed: int) -> Mapping[str, Ground]:
         "l2 uncut": Ground(whole(2.0), (0.1, 0.45)),
         "l1 uncut": Ground(whole(1.0), (0.1, 0.8), ("vertex_crown",)),
         f"l{drawn[0]} uncut": Ground(whole(drawn[0]), (0.1, 0.6)),
+        "l0, 1 pixel": Ground(functools.partial(_few_pixels, 1), (0.2, 1.0), ("vertex_crown",)),
+        "l0, 3 pixels": Ground(functools.partial(_few_pixels, 3), (0.05, 0.4)),
         "cut hull": Ground(_cut_hull, (0.01, 0.08)),
         # An attack on it takes as long as fifty others.
         "hull": Ground(_hull_of_cut_balls, (0.02, 0.08), every=6),

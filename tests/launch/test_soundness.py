@@ -56,6 +56,7 @@ def test_what_is_sound_is_counted_and_not_broken(tmp_path, monkeypatch):
     [
         (mutants.linf_ball_with_the_2_norm, "linf"),
         (mutants.margins_off_by_one, "linf"),
+        (mutants.few_pixels_and_one_less, "l0, 1 pixel"),
     ],
 )
 def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_path, monkeypatch):
