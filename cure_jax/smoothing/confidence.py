@@ -22,13 +22,13 @@ def lower_confidence(successes: Int[np.ndarray, "*batch"], trials: int, alpha: f
 
     Examples:
       >>> round(float(lower_confidence(np.array(990), 1000, 0.001)), 4)
-      0.9768
+      0.976
 
     References:
       Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial", 1934
     """
     quantile = stats.beta.ppf(alpha, np.maximum(successes, 1), trials - np.maximum(successes, 1) + 1)
-    return np.where(successes > 0, quantile, 0.0) * (1 - _ROOM)
+    return np.asarray(np.where(successes > 0, quantile, 0.0) * (1 - _ROOM))
 
 
 def is_top(counts: Int[np.ndarray, " classes"], alpha: float, error: float) -> bool:

@@ -66,6 +66,8 @@ def test_predictions_are_those_of_certificates_or_abstain(key):
     noise = NOISES["gaussian"]
     assert cj.smoothing.predict(F, np.array([1.0, 0.0]), noise, key) == 0
     assert cj.smoothing.predict(F, np.array([0.25, 0.0]), noise, key) == 1
+    # Of all noises, however few are asked for: 9 of 16 say class 0, the first does not.
+    assert cj.smoothing.predict(F, np.array([0.5, 0.0]), cj.smoothing.splitting(0.5, levels=LEVELS), n=1) == 0
     wide = cj.smoothing.gaussian(20.0, levels=LEVELS)
     assert cj.smoothing.predict(F, np.array([0.5, 0.0]), wide, key) == ABSTAIN
     certificate = cj.smoothing.certify(F, np.array([0.5, 0.0]), wide, key)
