@@ -21,8 +21,8 @@ def load(workdir: str | os.PathLike, model: Any = None, *, config: Config | None
 
     Args:
       workdir: of the run; a finished one, or its newest checkpoint is taken, with a warning.
-      model: the network that was trained, see `fit`; parameters that it holds do not matter. Not needed for what `models.create` makes of `model` in the config, as
-        `launch/train.py` does.
+      model: the network that was trained, see `fit`; parameters that it holds do not matter. Not needed for what
+        `models.create` makes of `model` in the config, as `launch/train.py` does.
       config: as in the work directory, but for what changes no training, such as `reported`; that of the work directory
         if None.
 
