@@ -75,7 +75,6 @@ def functional(model: Any) -> Functional:
 
     Raises:
       TypeError: for anything else, a class among them.
-      ValueError: for an nnx module that cannot be a function of its variables.
     """
     # Here: they import this module.
     from cure_jax.models.linen_network import LinenNetwork

@@ -33,16 +33,12 @@ def nnx_network(module: Any) -> "NnxNetwork":
     """The network of an `nnx.Module`, which is left as it is.
 
     Raises:
-      ValueError: for Dropout.
-      TypeError: for a module of batches that cannot be called.
+      TypeError: for a module that cannot be called, or a variable that is no array.
     """
     if not callable(module):
         raise TypeError(f"{type(module).__name__} cannot be called; expected a module of batches. Give it a __call__.")
     module = nnx.clone(module)
     module.eval()
-    for _, layer in nnx.iter_modules(module):
-        if isinstance(layer, nnx.Dropout) and layer.rate > 0:
-            raise dropout_error(layer.rate)
     graph, params, statistics, rest = nnx.split(module, nnx.Param, nnx.BatchStat, ...)
     collections = {"params": _leaves(params), "batch_stats": _leaves(statistics)}
     places = {name: tuple(leaves) for name, leaves in collections.items() if leaves}
@@ -108,7 +104,10 @@ class NnxNetwork:
         return self.initial
 
     def check(self, images: jax.ShapeDtypeStruct) -> None:
-        """Refuses what changes when it is called: in inference anything, in training all but `nnx.BatchStat`."""
+        """Refuses Dropout, and what changes when it is called: in training all but `nnx.BatchStat`, else anything."""
+        for _, layer in nnx.iter_modules(self.structure.merged(self.initial)):
+            if isinstance(layer, nnx.Dropout) and layer.rate > 0:
+                raise dropout_error(layer.rate)
         if not self.initial["params"]:
             raise ValueError(
                 f"{self.name} has no nnx.Param; expected at least one, as nothing else is trained. Use it."
@@ -208,8 +207,16 @@ class NnxNetwork:
 
 def _leaves(state: Any) -> dict[tuple[Any, ...], Any]:
     """Arrays by their keys in the module; those of NumPy are copied, as somebody may change them."""
-    leaves: Any = flatten_dict(nnx.to_pure_dict(state))
-    return {place: jnp.array(leaf) if isinstance(leaf, np.ndarray) else leaf for place, leaf in leaves.items()}
+    leaves = {}
+    for place, leaf in nnx.to_flat_state(state):
+        value: Any = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise TypeError(
+                f"The variable {'.'.join(_name(place))} holds a {type(value).__name__}; expected an array. Make a "
+                "variable of each array in it."
+            )
+        leaves[place] = jnp.array(value) if isinstance(value, np.ndarray) else value
+    return leaves
 
 
 def _name(place: tuple[Any, ...]) -> Path:
