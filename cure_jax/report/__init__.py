@@ -3,7 +3,7 @@
 from cure_jax.report.comparisons import compare_curves, trade_off
 from cure_jax.report.examples import alignment_histograms, certified_subsets, margin_differences, union_diagram
 from cure_jax.report.plots import certified_against_radius, compare_methods
-from cure_jax.report.summaries import Statistic, Summary, summarize
+from cure_jax.report.summaries import Statistic, Summary, contents, summarize
 from cure_jax.report.tables import latex, markdown, terminal
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "certified_subsets",
     "compare_curves",
     "compare_methods",
+    "contents",
     "latex",
     "margin_differences",
     "markdown",
