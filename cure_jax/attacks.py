@@ -228,8 +228,7 @@ def _objective(
         least = 3 if loss == "dlr" else 2
         if logits.size < least:
             raise ValueError(
-                f"f returns shape {logits.shape}; expected logits, at least {least} for loss {loss!r}: choose another "
-                "loss."
+                f"f returns shape {logits.shape}; expected logits, at least {least} for loss {loss!r}: choose another."
             )
         is_label = jnp.arange(logits.size, dtype=jnp.int32) == as_class(label)
         others = jnp.where(is_label, -jnp.inf, logits)

@@ -1,26 +1,40 @@
-"""Progress of long loops on the host: a bar on a terminal, now and then a line of the log elsewhere."""
+"""Progress of long loops on the host: a bar on terminals and in notebooks, now and then a line of the log elsewhere."""
 
 import contextlib
 import datetime
 import functools
 import logging
-import math
+import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.typing import ArrayLike
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _LOGGER = logging.getLogger(__name__)
 _COMPILED = "/jax/core/compile/backend_compile_duration"
+_NOTEBOOK_SECONDS = 0.5
+_WIDTH = 20
 
 
 class ProgressBar(Protocol):
     """What `progress` yields."""
+
+    def begin(self, doing: str) -> None:
+        """Say what comes next and may take long, such as compiling: shown with a clock until the next `advance`."""
+        ...
 
     def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
         """Count steps that are done.
@@ -47,8 +61,8 @@ def progress(  # noqa: PLR0913  (what can be shown)
 ) -> Iterator[ProgressBar]:
     """Show the progress of a loop: what is done, how fast, the time left, the loss, the memory of the first device.
 
-    On a terminal a bar, elsewhere a line of the log, at most one every `interval_seconds`. In a run of several
-    processes only the first one shows anything.
+    On a terminal and in a notebook a bar; elsewhere a line of the log, at most one every `interval_seconds`, or of
+    standard error where the log does not take it. In a run of several processes only the first one shows anything.
 
     Args:
       total: The number of steps of the whole run.
@@ -60,23 +74,31 @@ def progress(  # noqa: PLR0913  (what can be shown)
       console: Where to show it; default: standard error.
 
     Yields:
-      An object whose `advance(steps, loss=...)` the loop calls.
+      An object whose `begin("compiling")` and `advance(steps, loss=...)` the loop calls.
 
     Examples:
       >>> with progress(100, "training") as bar:
+      ...     bar.begin("compiling")
       ...     for step in range(100):
       ...         bar.advance(loss=0.5)
     """
     console, rates = console or Console(stderr=True), functools.partial(_status, unit, batch_size)
-    if jax.process_index() != 0 or not console.is_terminal:
-        enabled = jax.process_index() == 0
-        yield _LogLines(total, description, start, rates, interval_seconds if enabled else math.inf)
+    if jax.process_index() != 0:
+        yield _Nothing()
+        return
+    if not console.is_terminal:
+        write = _notebook_writer() if console.is_jupyter else functools.partial(_log, console)
+        interval = min(interval_seconds, _NOTEBOOK_SECONDS) if console.is_jupyter else interval_seconds
+        lines = _Lines(total, description, start, rates, interval, write)
+        with lines.ticking():
+            yield lines
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[status]}"),
+        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
@@ -84,11 +106,24 @@ def progress(  # noqa: PLR0913  (what can be shown)
         yield _Bar(bar, bar.add_task(description, total=total, completed=start, status=""), rates)
 
 
+class _Nothing:
+    """Shows nothing."""
+
+    def begin(self, doing: str) -> None:
+        del doing
+
+    def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
+        del steps, loss, doing
+
+
 class _Bar:
-    """A bar on a terminal."""
+    """A bar on a terminal, whose clock runs by itself."""
 
     def __init__(self, bar: Progress, task: TaskID, rates: Callable[..., str]) -> None:
         self._bar, self._task, self._rates, self._loss = bar, task, rates, None
+
+    def begin(self, doing: str) -> None:
+        self._bar.update(self._task, status=f"{doing} ...")
 
     def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
         self._loss = self._loss if loss is None else _float(loss)
@@ -97,30 +132,95 @@ class _Bar:
         self._bar.update(self._task, status=self._rates(speed, self._loss, doing))
 
 
-class _LogLines:
-    """Lines of the log, now and then."""
+class _Lines:
+    """Lines of text, now and then; while something takes long, by a thread of their own."""
 
     def __init__(
-        self, total: int, description: str, start: int, rates: Callable[..., str], interval_seconds: float
+        self,
+        total: int,
+        description: str,
+        start: int,
+        rates: Callable[..., str],
+        interval_seconds: float,
+        write: Callable[[str], None],
     ) -> None:
-        self._total, self._description = total, description
+        self._total, self._description, self._write = total, description, write
         self._rates, self._interval = rates, interval_seconds
         self._start = self._done = start
-        self._began = self._logged = time.monotonic()
+        self._began = self._written = time.monotonic()
         self._loss = None
+        # What takes long, and since when.
+        self._waiting: tuple[str, float] | None = None
+        self._spoke, self._lock = False, threading.Lock()
+
+    def begin(self, doing: str) -> None:
+        with self._lock:
+            self._waiting = doing, time.monotonic()
+            if not self._spoke:
+                # Later ones only if they take long.
+                self._say(f"{doing} ...", self._waiting[1])
 
     def advance(self, steps: int = 1, *, loss: ArrayLike | None = None, doing: str = "") -> None:
-        self._done += steps
-        self._loss = self._loss if loss is None else loss
-        now = time.monotonic()
-        if now - self._logged < self._interval:
-            return
-        self._logged = now
-        speed = (self._done - self._start) / max(now - self._began, 1e-9)
-        seconds = max(self._total - self._done, 0) / speed if speed > 0 else 0
-        left = datetime.timedelta(seconds=round(seconds))
-        status = self._rates(speed, None if self._loss is None else _float(self._loss), doing)
-        _LOGGER.info("%s: %d/%d %s left %s", self._description, self._done, self._total, status, left)
+        with self._lock:
+            self._done += steps
+            self._loss = self._loss if loss is None else loss
+            self._waiting = None
+            now = time.monotonic()
+            if now - self._written < self._interval and self._done < self._total:
+                return
+            speed = (self._done - self._start) / max(now - self._began, 1e-9)
+            seconds = max(self._total - self._done, 0) / speed if speed > 0 else 0
+            status = self._rates(speed, None if self._loss is None else _float(self._loss), doing)
+            self._say(f"{status} left {_clock(seconds)}", now)
+
+    @contextlib.contextmanager
+    def ticking(self) -> Iterator[None]:
+        """While this lasts, what takes long says so once in an interval."""
+        over = threading.Event()
+
+        def tick() -> None:
+            while not over.wait(self._interval):
+                self._tick()
+
+        thread = threading.Thread(target=tick, name="progress", daemon=True)
+        if self._interval > 0:
+            thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _tick(self) -> None:
+        with self._lock:
+            if self._waiting is not None:
+                doing, since = self._waiting
+                now = time.monotonic()
+                self._say(f"{doing} ... {_clock(now - since)}", now)
+
+    def _say(self, status: str, now: float) -> None:
+        self._written, self._spoke = now, True
+        share = min(self._done / self._total, 1.0) if self._total else 1.0
+        bar = "#" * int(share * _WIDTH)
+        self._write(f"{self._description} [{bar:.<{_WIDTH}}] {self._done}/{self._total} {status}")
+
+
+def _clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _log(console: Console, line: str) -> None:
+    if _LOGGER.isEnabledFor(logging.INFO):
+        _LOGGER.info("%s", line)
+    else:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _notebook_writer() -> Callable[[str], None]:
+    """Writes a line of a notebook, over the one before."""
+    from IPython.display import display  # pyright: ignore[reportMissingImports]
+
+    handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda line: handle.update({"text/plain": line}, raw=True)
 
 
 def _status(unit: str, batch_size: int | None, speed: float | None, loss: float | None, doing: str) -> str:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import logging
+import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
+from cure_jax.certification.batches import shown
 from cure_jax.progress import compile_seconds, profiled, progress
 
 
@@ -40,8 +43,8 @@ def test_progress_elsewhere_is_lines_of_the_log(caplog: pytest.LogCaptureFixture
         bar.advance(2)
     assert output.getvalue() == ""
     assert len(caplog.messages) == 2
-    assert caplog.messages[0].startswith("training: 8/20 ")
-    assert caplog.messages[1].startswith("training: 10/20 ")
+    assert caplog.messages[0].startswith("training [########............] 8/20 ")
+    assert caplog.messages[1].startswith("training [##########..........] 10/20 ")
     assert all("images/s, loss 0.2500 left 0:00:0" in message for message in caplog.messages)
 
 
@@ -58,7 +61,9 @@ def test_images_and_memory_are_shown(caplog: pytest.LogCaptureFixture, monkeypat
         progress(20, "training", batch_size=64, interval_seconds=0.0, console=console) as bar,
     ):
         bar.advance(10, loss=0.25)
-    assert caplog.messages == ["training: 10/20 5.0 steps/s, 320 images/s, loss 0.2500, 3.0 of 16.0 GiB left 0:00:02"]
+    assert caplog.messages == [
+        "training [##########..........] 10/20 5.0 steps/s, 320 images/s, loss 0.2500, 3.0 of 16.0 GiB left 0:00:02"
+    ]
 
 
 def test_compilations_are_timed_while_listening() -> None:
@@ -96,4 +101,65 @@ def test_lines_of_the_log_are_rare(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), progress(1000, "training", interval_seconds=1e6, console=console) as bar:
         for _ in range(1000):
             bar.advance(loss=0.5)
-    assert caplog.messages == []
+    # The last one always.
+    assert [message.partition(" loss")[0].split(" ")[2] for message in caplog.messages] == ["1000/1000"]
+
+
+def test_what_takes_long_says_so_at_once_and_then_by_a_clock(caplog: pytest.LogCaptureFixture) -> None:
+    console, _ = _console(terminal=False)
+    with (
+        caplog.at_level(logging.INFO),
+        progress(20, "training", interval_seconds=1e-3, console=console) as bar,
+    ):
+        bar.begin("compiling")
+        while len(caplog.messages) < 3:
+            time.sleep(1e-3)
+        bar.advance(20)
+    first, *ticks, last = caplog.messages
+    assert first == "training [....................] 0/20 compiling ..."
+    assert all(tick == "training [....................] 0/20 compiling ... 0:00:00" for tick in ticks)
+    assert last.startswith("training [####################] 20/20 ")
+
+
+def test_without_a_log_lines_go_to_the_console() -> None:
+    console, output = _console(terminal=False)
+    with progress(20, "training", interval_seconds=1e6, console=console) as bar:
+        bar.begin("compiling")
+        bar.advance(5)
+        bar.begin("compiling more")
+    assert output.getvalue() == "training [....................] 0/20 compiling ...\n"
+
+
+def test_a_terminal_says_what_is_compiled() -> None:
+    console, output = _console(terminal=True)
+    with progress(20, "training", console=console) as bar:
+        bar.begin("compiling linf crown")
+    assert "compiling linf crown ..." in output.getvalue()
+    assert "0:00:00" in output.getvalue()
+
+
+def test_a_notebook_shows_one_line_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = []
+
+    class Handle:
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            assert raw
+            lines.append(data["text/plain"])
+
+    display = types.SimpleNamespace(display=lambda data, raw, display_id: Handle())
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    with progress(20, "training", console=Console(force_jupyter=True, file=io.StringIO())) as bar:
+        bar.begin("compiling")
+        bar.advance(20, loss=0.5)
+    assert lines[0] == "training [....................] 0/20 compiling ..."
+    assert lines[-1].startswith("training [####################] 20/20 ")
+
+
+def test_images_count_when_all_their_norms_are_decided(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), shown(10, "certify", True, parts=3) as advance:
+        advance("compiling linf crown", 0)
+        for _ in range(6):
+            advance("linf crown", 5)
+    assert caplog.messages[0] == "certify [....................] 0/10 compiling linf crown ..."
+    assert len(caplog.messages) == 2
+    assert caplog.messages[1].startswith("certify [####################] 10/10 linf crown")

@@ -9,7 +9,8 @@ many; `dataset_radii` asks both how far. They share `batches`. `covering` says w
 from cure_jax.certification.attack_dataset import DatasetAttack, attack_dataset
 from cure_jax.certification.certificate import Certificate, UnionCertificate, certify, certify_union
 from cure_jax.certification.covering import covered_radius, covering_radius
-from cure_jax.certification.dataset import DatasetCertificate, certify_dataset
+from cure_jax.certification.dataset import certify_dataset
+from cure_jax.certification.dataset_certificate import DatasetCertificate
 from cure_jax.certification.dataset_radii import DatasetRadii, certified_radii
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import METHODS, bound_method, cheap_to_tight

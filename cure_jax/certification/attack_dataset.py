@@ -48,6 +48,11 @@ class DatasetAttack:
         """`[examples]`: not broken in any norm."""
         return in_all_norms(self.survived)
 
+    def __repr__(self) -> str:
+        shares = {norm: f"{100 * np.mean(standing):.1f}%" for norm, standing in self.survived.items()}
+        shown = ", ".join(f"{norm} {share}" for norm, share in shares.items())
+        return f"DatasetAttack of {len(self.union)} examples; survived: {shown}, union {100 * np.mean(self.union):.1f}%"
+
 
 def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     f: Model,
@@ -89,12 +94,13 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
     f, survived, points = as_pytree(f), {}, {}
-    with shown(len(images) * len(regions), "attack", show_progress) as advance:
+    with shown(len(images), "attack", show_progress, parts=len(regions)) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
             numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
             whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
             attacked = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
             done = functools.partial(advance, norm)
+            advance(f"compiling {norm}", 0)
             found = Batches(whole, divided, batch_size, mesh).apply(attacked, advance=done)
             survived[norm], points[norm] = found["survived"], found["points"]
     return DatasetAttack(survived, points)

@@ -37,13 +37,33 @@ Model = Callable[[jax.Array], jax.Array]
 
 
 @contextlib.contextmanager
-def shown(total: int, description: str, show: bool) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar of so many images, or nothing; yields what is told what was done, and how many."""
+def shown(total: int, description: str, show: bool, *, parts: int = 1) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar of so many images, or nothing.
+
+    Args:
+      total: images.
+      description: what is done with them.
+      show: whether to show it.
+      parts: what is told for each image, such as a verdict for each norm: an image counts when all are.
+
+    Yields:
+      What is told what was done and for how many; 0: what begins, such as compiling.
+    """
     if not show:
         yield lambda doing, count: None
         return
+    told = 0
+
+    def advance(doing: str, count: int) -> None:
+        nonlocal told
+        if not count:
+            bar.begin(doing)
+            return
+        before, told = told // parts, told + count
+        bar.advance(told // parts - before, doing=doing)
+
     with progress(total, description, unit="images") as bar:
-        yield lambda doing, count: bar.advance(count, doing=doing)
+        yield advance
 
 
 def predicts(f: Model, x: jax.Array, label: jax.Array) -> jax.Array:

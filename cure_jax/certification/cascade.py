@@ -45,6 +45,11 @@ class Cascade:
         return self._left[0] if self._left else None
 
     @property
+    def is_untried(self) -> bool:
+        """Whether the next step is the first of its method, which is compiled there."""
+        return not self._seconds
+
+    @property
     def urgency(self) -> tuple[bool, float]:
         """To be compared: whether the first method is not done, and what the current one proved in a second so far.
 
@@ -100,7 +105,7 @@ def run(
 
     Args:
       cascades: by norm.
-      advance: is told what was done, and how many examples that decided.
+      advance: is told what was done, and how many examples that decided; and what begins to be compiled, with 0.
       timeout: seconds; looked at between batches.
 
     Returns:
@@ -114,5 +119,7 @@ def run(
                 break
             norm = max(going, key=lambda name: going[name].urgency)
         doing = f"{norm} {going[norm].stage}"
+        if going[norm].is_untried:
+            advance(f"compiling {doing}", 0)
         advance(doing, going[norm].step())
     return {} if deadline is None else {norm: cascade.unfinished for norm, cascade in cascades.items()}

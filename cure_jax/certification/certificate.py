@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
@@ -33,6 +35,9 @@ class Certificate:
     verified: Bool[Array, "*batch"]
     margin: Float[Array, "*batch"]
 
+    def __repr__(self) -> str:
+        return f"Certificate({_shown(self.verified, self.margin)})"
+
 
 @pytrees.register
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,22 @@ class UnionCertificate:
 
     verified: Bool[Array, "*batch"]
     norms: dict[str, Certificate]
+
+    def __repr__(self) -> str:
+        norms = "; ".join(f"{name}: {_shown(norm.verified, norm.margin)}" for name, norm in self.norms.items())
+        return f"UnionCertificate({_shown(self.verified)}; {norms})"
+
+
+def _shown(verified: Any, margin: Any = None) -> str:
+    """Verdicts in a few words, however many there are; of traced ones the types."""
+    if not isinstance(verified, jax.Array | np.ndarray) or isinstance(verified, jax.core.Tracer):
+        return f"verified={verified}, margin={margin}"
+    count = np.size(verified)
+    if count == 1:
+        least = "" if margin is None else f", margin {np.min(margin):.4g}"
+        return f"{'verified' if np.all(verified) else 'not verified'}{least}"
+    span = "" if margin is None or not count else f", margins {np.min(margin):.4g} to {np.max(margin):.4g}"
+    return f"verified {np.sum(verified)} of {count}{span}"
 
 
 def certify(

@@ -1,9 +1,9 @@
 """Verdicts on many examples: a host loop around jitted one-example functions."""
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,42 +22,18 @@ from cure_jax.certification.batches import (
     check_divides,
     checked,
     divided,
-    in_all_norms,
     own_radii,
     predicts,
     shown,
 )
 from cure_jax.certification.certificate import lower_margins, proves
+from cure_jax.certification.dataset_certificate import DatasetCertificate
 from cure_jax.certification.methods import bound_method, tried
+from cure_jax.regions import LpBall
 
 __all__ = ["DatasetCertificate", "certify_dataset"]
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetCertificate:
-    """Per-example verdicts, in the order of the examples.
-
-    Attributes:
-      correct: `[examples]`, the prediction at the example itself is right.
-      verified: by norm, `[examples]`.
-      margin: by norm, `[examples]`, least proved lower bound of the margins.
-      method: what proved them; several names with commas between them.
-      unfinished: by norm, `[examples]`: not verified, but not every method was tried because the time was over. Empty
-        without `timeout`.
-    """
-
-    correct: np.ndarray
-    verified: dict[str, np.ndarray]
-    margin: dict[str, np.ndarray]
-    method: str
-    unfinished: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    @property
-    def union(self) -> np.ndarray:
-        """`[examples]`: verified in every norm at once."""
-        return in_all_norms(self.verified)
 
 
 def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -127,19 +103,16 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     _check_timeout(timeout, mesh)
     survived = _survived(attack, regions, len(images))
     f, make_regions = as_pytree(f), {norm: as_pytree(make_region) for norm, make_region in regions.items()}
-    predicted = Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_correct, mesh=mesh))
-    correct = predicted["correct"]
-    stages = {
-        norm: tried(method, make_region(*_first(images, *own[norm])), arithmetic)
-        for norm, make_region in make_regions.items()
-    }
+    correct = Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_correct, mesh=mesh))["correct"]
+    first = {norm: make_region(*_first(images, *own[norm])) for norm, make_region in make_regions.items()}
+    stages = {norm: tried(method, region, arithmetic) for norm, region in first.items()}
     nothing = np.full(classes - 1, -np.inf, images.dtype)
-    cascades = {}
+    cascades, examples = {}, {}
     for norm, make_region in make_regions.items():
-        batches = Batches((f, make_region), (images, labels, *own[norm]), batch_size, mesh)
-        prove = functools.partial(_proved, batches, arithmetic, mesh)
+        examples[norm] = Batches((f, make_region), (images, labels, *own[norm]), batch_size, mesh)
+        prove = functools.partial(_proved, examples[norm], arithmetic, mesh)
         cascades[norm] = cascade.Cascade(stages[norm], correct & survived[norm], nothing, prove, batch_size)
-    with shown(len(images) * len(cascades), "certify", show_progress) as advance:
+    with shown(len(images), "certify", show_progress, parts=len(cascades)) as advance:
         unfinished = cascade.run(cascades, advance, timeout)
     verified, margin = {}, {}
     for norm, done in cascades.items():
@@ -147,7 +120,15 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         verified[norm] = _uncontradicted(done.admissible & proves(done.lower), survived[norm], norm)
     _tell_unfinished(unfinished, timeout)
     name = method if isinstance(method, str) else ",".join(method)
-    return DatasetCertificate(correct, verified, margin, name, unfinished)
+    balls = {norm: regions_of for norm, regions_of in examples.items() if isinstance(first[norm], LpBall)}
+    radii_of = {norm: batches.apply(functools.partial(_radii, mesh=mesh)) for norm, batches in balls.items()}
+    return DatasetCertificate(correct, verified, margin, name, unfinished, _shared(radii_of))
+
+
+def _shared(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """By norm, the radius of the balls, if that is the same everywhere; to the digits that float32 keeps."""
+    ends = {norm: (of["least"].min(), of["greatest"].max()) for norm, of in found.items()}
+    return {norm: float(f"{least:.7g}") for norm, (least, greatest) in ends.items() if least == greatest}
 
 
 def _check_timeout(timeout: float | int | None, mesh: Mesh | None) -> None:
@@ -229,6 +210,21 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
 
         lower, admissible = jax.vmap(one)(x, label, *radius)
         return {"lower": lower, "admissible": admissible}
+
+    return divided(batch, mesh, 2)(f, make_region, x, label, *radius)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _radii(
+    f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *radius: jax.Array, mesh: Mesh | None
+) -> dict[str, jax.Array]:
+    """The least and the greatest radius of a pixel in the ball of each example."""
+
+    def batch(f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *radius: jax.Array) -> Any:
+        del f, label
+        balls = jax.vmap(lambda x, *radius: cast(LpBall, make_region(x, *radius)).radius)(x, *radius)
+        flat = balls.reshape(balls.shape[0], -1)
+        return {"least": jnp.min(flat, axis=1), "greatest": jnp.max(flat, axis=1)}
 
     return divided(batch, mesh, 2)(f, make_region, x, label, *radius)
 

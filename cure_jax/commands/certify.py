@@ -89,6 +89,7 @@ def main() -> None:
         labels,
         key=jax.random.key(0),
         steps=_ATTACK_STEPS.value,
+        show_progress=True,
         **shared,
     )
     radii, start = {**config.radii, **config.reported}, time.monotonic()

@@ -37,6 +37,13 @@ class Fitted:
     state: Any = None
     history: list[dict[str, float | int]] = dataclasses.field(default_factory=list)
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.variables.get("params", {})))
+        radii = {} if self.config is None else dict(self.config.radii)
+        norms = "".join(f", {norm} {eps:.4g}" for norm, eps in radii.items())
+        trained = "" if self.state is None else f", step {int(self.state.step)}"
+        return f"Fitted({type(self.model).__name__}, {count} parameters, inputs {self.example_shape}{norms}{trained})"
+
     @property
     def classifier(self) -> Partial:
         """The network as a function of one example, for bounds, attacks and `certify`."""

@@ -4,7 +4,7 @@ from cure_jax.report.comparisons import compare_curves, trade_off
 from cure_jax.report.examples import alignment_histograms, certified_subsets, margin_differences, union_diagram
 from cure_jax.report.perturbed import margins_along
 from cure_jax.report.plots import certified_against_radius, compare_methods
-from cure_jax.report.summaries import Statistic, Summary, summarize
+from cure_jax.report.summaries import Statistic, Summary, contents, summarize
 from cure_jax.report.tables import latex, markdown, terminal
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "certified_subsets",
     "compare_curves",
     "compare_methods",
+    "contents",
     "latex",
     "margin_differences",
     "margins_along",

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cure_jax.report.style import MARK_COLOR, import_figure, method_style, norm_name, ordered, plain, tidy
-from cure_jax.report.summaries import Result, summarize
+from cure_jax.report.summaries import Result, Results, contents, summarize
 
 CurvesOfNorms = Mapping[str, Mapping[str, ArrayLike]]
 
@@ -60,16 +60,14 @@ def compare_curves(
     figure.savefig(path, format="png", dpi=200)
 
 
-def trade_off(
-    path: str | PathLike[str], results: Iterable[Result], *, label: Callable[[Result], str] | None = None
-) -> None:
+def trade_off(path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None) -> None:
     """Draws union certified against clean accuracy: a dot for each run, and each method's mean with its name.
 
     Whiskers are one population standard deviation. Methods without a union are left out.
 
     Args:
       path: Where the PNG goes.
-      results: Contents of several `certify.json`, see `cure_jax.report.summaries`.
+      results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's method; by default its `method`.
 
     Raises:
@@ -77,7 +75,7 @@ def trade_off(
       ModuleNotFoundError: matplotlib is missing.
     """
     figure_class = import_figure()
-    usable = [result for result in results if result.get("union") is not None]
+    usable = [result for result in contents(results) if result.get("union") is not None]
     if not usable:
         raise ValueError("Got no result with a union; expected at least one. Certify in two norms or more.")
     figure = figure_class(figsize=(6.4, 4.8), layout="constrained")

@@ -8,14 +8,24 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from cure_jax.report.style import GRID_COLOR, MARK_COLOR, UNION_COLOR, import_figure, norm_name, ordered, plain, tidy
 from cure_jax.report.summaries import Statistic, statistic
 
-Verdicts = Mapping[str, np.ndarray]
+
+@runtime_checkable
+class HasArrays(Protocol):
+    """What can say its own verdicts, such as what `certify_dataset` returns."""
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return them by the names of a `certify.npz`."""
+        ...
+
+
+Verdicts = Mapping[str, np.ndarray] | HasArrays
 
 _OUTSIDE_COLOR, _BAR_COLOR = "#B9CFE0", "#56B4E9"
 _QUANTILES = (0.1, 0.5, 0.9)
@@ -26,7 +36,7 @@ def certified_subsets(verdicts: Verdicts) -> dict[tuple[str, ...], float]:
     """The share of examples certified in exactly the norms of each subset.
 
     Args:
-      verdicts: Content of a `certify.npz`.
+      verdicts: Content of a `certify.npz`, or a certificate of `certify_dataset`.
 
     Returns:
       {subset: fraction} for all subsets, large ones first, down to the empty one; the fractions add up to 1.
@@ -39,6 +49,7 @@ def certified_subsets(verdicts: Verdicts) -> dict[tuple[str, ...], float]:
       >>> {subset: round(share, 3) for subset, share in certified_subsets(verdicts).items()}
       {('linf', 'l2'): 0.333, ('linf',): 0.0, ('l2',): 0.333, (): 0.333}
     """
+    verdicts = _as_arrays(verdicts)
     verified = {name.removeprefix("verified."): verdicts[name] for name in verdicts if name.startswith("verified.")}
     lengths = {norm: len(array) for norm, array in verified.items()}
     if not lengths or len({*lengths.values()}) > 1 or 0 in lengths.values():
@@ -54,11 +65,15 @@ def certified_subsets(verdicts: Verdicts) -> dict[tuple[str, ...], float]:
     }
 
 
+def _as_arrays(verdicts: Verdicts) -> Mapping[str, np.ndarray]:
+    return verdicts.arrays() if isinstance(verdicts, HasArrays) else verdicts
+
+
 def margin_differences(verdicts: Verdicts, norms: tuple[str, str] = ("linf", "l2")) -> np.ndarray:
     """The least proved margin in one norm minus that in another, for each correctly classified example.
 
     Args:
-      verdicts: Content of a `certify.npz`.
+      verdicts: Content of a `certify.npz`, or a certificate of `certify_dataset`.
       norms: The two norms.
 
     Returns:
@@ -67,6 +82,7 @@ def margin_differences(verdicts: Verdicts, norms: tuple[str, str] = ("linf", "l2
     Raises:
       ValueError: The verdicts lack one of the norms.
     """
+    verdicts = _as_arrays(verdicts)
     missing = [name for name in (*(f"margin.{norm}" for norm in norms), "correct") if name not in verdicts]
     if missing:
         raise ValueError(
@@ -87,7 +103,7 @@ def union_diagram(
 
     Args:
       path: Where the PNG goes.
-      methods: {name: contents of the `certify.npz` of its runs}.
+      methods: {name: contents of the `certify.npz` of its runs, or certificates}.
       union: Norms that count for the union; by default all. Others are drawn beside them.
 
     Raises:
@@ -139,7 +155,7 @@ def alignment_histograms(
 
     Args:
       path: Where the PNG goes.
-      methods: {name: contents of the `certify.npz` of its runs}.
+      methods: {name: contents of the `certify.npz` of its runs, or certificates}.
       norms: The two norms; drawn is the first one's margin minus the second one's.
 
     Raises:

@@ -4,7 +4,7 @@ matplotlib is imported on first use (extra `logging`).
 """
 
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -22,7 +22,7 @@ from cure_jax.report.style import (
     plain,
     tidy,
 )
-from cure_jax.report.summaries import Result, Statistic, Summary, summarize
+from cure_jax.report.summaries import Result, Results, Statistic, Summary, summarize
 
 Curve = tuple[ArrayLike, ArrayLike, ArrayLike | None]
 
@@ -65,7 +65,7 @@ def certified_against_radius(
 
 
 def compare_methods(
-    path: str | PathLike[str], results: Iterable[Result], *, label: Callable[[Result], str] | None = None
+    path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None
 ) -> None:
     """Draws methods below each other: certified for each norm, union certified, and union under attack.
 
@@ -73,7 +73,7 @@ def compare_methods(
 
     Args:
       path: Where the PNG goes.
-      results: Contents of several `certify.json`, see `cure_jax.report.tables`.
+      results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's method; by default its `method`.
 
     Raises:

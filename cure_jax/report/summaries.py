@@ -15,13 +15,25 @@ Of these, the first four are needed; entries that are not listed are ignored.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from cure_jax.report.style import ordered
 
+
+@runtime_checkable
+class HasSummary(Protocol):
+    """What can say its own result, such as what `certify_dataset` returns."""
+
+    def summary(self, name: str = "") -> dict[str, Any]:
+        """Return a result, `name` the name of its row."""
+        ...
+
+
 Result = Mapping[str, Any]
+# What tables and pictures take: results, or what has a summary, in a row or by the names of their rows.
+Results: TypeAlias = Iterable[Result | HasSummary] | Mapping[str, Result | HasSummary]
 
 _SYMBOLS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
@@ -80,11 +92,12 @@ class Summary:
     origins: dict[str, tuple[str, ...]]
 
 
-def summarize(results: Iterable[Result], *, label: Callable[[Result], str] | None = None) -> list[Summary]:
+def summarize(results: Results, *, label: Callable[[Result], str] | None = None) -> list[Summary]:
     """Aggregates results: one row for each method and set of radii, in order of first appearance.
 
     Args:
-      results: Contents of several `certify.json`.
+      results: Contents of several `certify.json`, or certificates of `certify_dataset`; in a row, or by the names of
+        their rows.
       label: Gives the name of a result's row; by default its `method`.
 
     Returns:
@@ -94,7 +107,7 @@ def summarize(results: Iterable[Result], *, label: Callable[[Result], str] | Non
       ValueError: There are no results, one lacks an entry or has a number that is not a fraction, they are of several
         splits, or a union exceeds one of its norms, which no sound computation gives.
     """
-    results = list(results)
+    results = contents(results)
     if len(splits := sorted({str(result.get("split", "test")) for result in results})) > 1:
         raise ValueError(f"Got results of the splits {', '.join(splits)}; expected those of one. Make a table of each.")
     groups: dict[tuple[str, tuple[tuple[str, float], ...]], list[Result]] = {}
@@ -110,6 +123,30 @@ def summarize(results: Iterable[Result], *, label: Callable[[Result], str] | Non
         _summary(f"{name} ({_radii_text(dict(radii))})" if several else name, dict(radii), runs)
         for (name, radii), runs in groups.items()
     ]
+
+
+def contents(results: Any) -> list[Result]:
+    """Results as dictionaries, with the names of their rows.
+
+    Raises:
+      ValueError: for one alone, or anything else.
+    """
+    if isinstance(results, HasSummary) or (isinstance(results, Mapping) and "certified" in results):
+        raise ValueError("Got one result; expected several, or one in a list or by its name: {'mine': result}.")
+    if isinstance(results, Mapping):
+        return [{**_content(result), "method": name} for name, result in results.items()]
+    return [_content(result) for result in results]
+
+
+def _content(result: Any) -> Result:
+    if isinstance(result, HasSummary):
+        return result.summary()
+    if not isinstance(result, Mapping):
+        raise ValueError(
+            f"Got a result of type {type(result).__name__}; expected the content of a certify.json, or what "
+            "certify_dataset returns. Read it first."
+        )
+    return result
 
 
 def statistic(values: Iterable[float | None]) -> Statistic | None:

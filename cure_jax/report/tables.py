@@ -4,14 +4,14 @@
 several rows and all have the same radii.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from cure_jax.report.style import ordered
-from cure_jax.report.summaries import Result, Statistic, Summary, radius_text, summarize
+from cure_jax.report.summaries import Result, Results, Statistic, Summary, radius_text, summarize
 
 COLUMNS = ("training", "certification", "checkpoint", "commit", "device")
 
@@ -60,13 +60,11 @@ _LATEX = _Markup(
 )
 
 
-def terminal(
-    results: Iterable[Result], *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()
-) -> Table:
+def terminal(results: Results, *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()) -> Table:
     """Returns a table for `rich.print`.
 
     Args:
-      results: Contents of several `certify.json`.
+      results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's row; by default its `method`.
       columns: What else to show, of `COLUMNS`.
 
@@ -91,13 +89,11 @@ def terminal(
     return table
 
 
-def markdown(
-    results: Iterable[Result], *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()
-) -> str:
+def markdown(results: Results, *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()) -> str:
     """Returns a Markdown table, with the gap between the union and its bound, the least single norm.
 
     Args:
-      results: Contents of several `certify.json`.
+      results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's row; by default its `method`.
       columns: What else to show, of `COLUMNS`.
 
@@ -129,13 +125,11 @@ def markdown(
     return "\n".join([*lines, "", _caption(rows), ""])
 
 
-def latex(
-    results: Iterable[Result], *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()
-) -> str:
+def latex(results: Results, *, label: Callable[[Result], str] | None = None, columns: Sequence[str] = ()) -> str:
     r"""Returns a LaTeX tabular; it needs the package booktabs.
 
     Args:
-      results: Contents of several `certify.json`.
+      results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's row; by default its `method`.
       columns: What else to show, of `COLUMNS`.
 

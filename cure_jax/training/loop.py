@@ -276,6 +276,8 @@ class _Trainer:
         listen = notices() if files is not None else contextlib.nullcontext(lambda steps: False)
         bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
         with listen as told_to_stop, bars as bar, self._profiler() as profile, compile_seconds() as compiling:
+            if step < self.total:
+                bar.begin("compiling")
             while step < self.total:
                 # Runs end at multiples of scan_steps, so that a resumed training is cut up like an undisturbed one.
                 count = min(self.config.scan_steps, self.total - step)

@@ -32,6 +32,10 @@ class DatasetVerdicts:
     margin: dict[str, np.ndarray]
     domains: dict[str, np.ndarray]
 
+    def __repr__(self) -> str:
+        shown = "; ".join(f"{norm} {_counts(status)}" for norm, status in self.status.items())
+        return f"DatasetVerdicts of {len(self.union)} examples: {shown}; union {np.sum(self.union)} verified"
+
     @property
     def verified(self) -> dict[str, np.ndarray]:
         """By norm, `[examples]`."""
@@ -47,6 +51,10 @@ class DatasetVerdicts:
         """`[examples]`: falsified in no norm, and not verified in every one."""
         unbroken = {norm: status != Status.FALSIFIED.value for norm, status in self.status.items()}
         return ~self.union & in_all_norms(unbroken)
+
+
+def _counts(status: np.ndarray) -> str:
+    return ", ".join(f"{count} {name}" for name, count in zip(*np.unique(status, return_counts=True), strict=True))
 
 
 def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
@@ -101,7 +109,7 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     attack = attack_dataset(f, images, labels, regions, key=key, **shared)
     certificate = certify_dataset(f, images, labels, regions, attack=attack, method=method, **shared)
     found: dict[str, list[Verdict]] = {norm: [] for norm in regions}
-    with shown(len(images) * len(regions), "verify", show_progress) as advance:
+    with shown(len(images), "verify", show_progress, parts=len(regions)) as advance:
         for norm, make_region in regions.items():
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 verdict = known(norm, number)

@@ -44,3 +44,10 @@ class Verdict:
     domains: int
     seconds: float
     reason: str
+
+    def __repr__(self) -> str:
+        witness = "" if self.witness is None else f", witness of shape {self.witness.shape}"
+        return (
+            f"Verdict({self.status.name}, margin {self.margin:.4g}{witness}, {self.domains} domains, "
+            f"{self.seconds:.1f} s: {self.reason})"
+        )

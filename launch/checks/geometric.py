@@ -30,11 +30,11 @@ from absl import flags
 
 from cure_jax import data, models, perturbations, pytrees, report
 from cure_jax.certification import bound_method, margins
+from cure_jax.commands.parts import common
 from cure_jax.perturbations import Geometric, Inputs, affine, intervals
 from cure_jax.perturbations.colour import COLOURS
 from cure_jax.progress import compile_seconds
 from cure_jax.regions import Box, Interval
-from cure_jax.commands.parts import common
 
 _NETWORK = flags.DEFINE_string("network", "digits/max", "A name of cure_jax.models.pretrained_names().")
 _PERTURBATION = flags.DEFINE_string("perturbation", "rotation(-10, 10)", "A benchmark, or a call.")
