@@ -22,8 +22,6 @@ requested `precision`, because `jax.default_matmul_precision` does not reach equ
 import dataclasses
 import functools
 import importlib.util
-import itertools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -37,6 +35,7 @@ from jax.extend import core as jex
 from cure_jax import activations
 from cure_jax.control_flow import CONTROL_FLOW, Recorder, Refused
 from cure_jax.convolution import convolution
+from cure_jax.rewriting import REWRITTEN
 
 __all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
 
@@ -287,8 +286,8 @@ class _Flattener:
             chosen = self._chosen(equation, operands, source)
             if chosen is not None:
                 return chosen
-        if name in _REWRITTEN and (name != "pow" or isinstance(operands[1], Node)):
-            function = _REWRITTEN[name](equation.params)
+        if name in REWRITTEN and (name != "pow" or isinstance(operands[1], Node)):
+            function = REWRITTEN[name](equation.params)
             return self._recorded(function, operands, source)
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
@@ -484,61 +483,6 @@ def _is_whole(equation: Any) -> bool:
         getattr(kind, "dtype", None) in (jnp.bool_, jnp.int32, jnp.int64) and kind.size <= _MOST_WHOLE_NUMBERS
         for kind in types
     )
-
-
-def _split(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
-    """Each result is a slice."""
-    ends = list(itertools.accumulate(params["sizes"]))
-    pairs = [(int(end - size), int(end)) for end, size in zip(ends, params["sizes"], strict=True)]
-    return lambda x: [lax.slice_in_dim(x, start, end, axis=params["axis"]) for start, end in pairs]
-
-
-def _reduce_prod(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
-    """Pairs of entries, pairs of pairs, and so on."""
-
-    def product(x: jax.Array) -> list[jax.Array]:
-        axes = tuple(params["axes"])
-        kept = [i for i in range(x.ndim) if i not in axes]
-        x = lax.transpose(x, (*axes, *kept))
-        x = lax.reshape(x, (math.prod(x.shape[: len(axes)]), *x.shape[len(axes) :]))
-        while x.shape[0] > 1:
-            half = x.shape[0] // 2
-            pairs = lax.slice_in_dim(x, 0, half) * lax.slice_in_dim(x, half, 2 * half)
-            odd = x.shape[0] > 2 * half
-            x = lax.concatenate([pairs, lax.slice_in_dim(x, 2 * half, None)], 0) if odd else pairs
-        return [lax.squeeze(x, (0,)) if x.shape[0] else jnp.ones(x.shape[1:], x.dtype)]
-
-    return product
-
-
-def _cumulative(operation: Callable[..., jax.Array]) -> Callable[..., Callable[..., list[jax.Array]]]:
-    """Each entry, and the result of all before it."""
-
-    def of_parameters(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
-        def cumulative(x: jax.Array) -> list[jax.Array]:
-            entries = jnp.split(x, x.shape[params["axis"]], params["axis"]) if x.size else [x]
-            found = list(itertools.accumulate(entries[::-1] if params["reverse"] else entries, operation))
-            return [lax.concatenate(found[::-1] if params["reverse"] else found, params["axis"])]
-
-        return cumulative
-
-    return of_parameters
-
-
-def _pow(params: Mapping[str, Any]) -> Callable[..., list[jax.Array]]:
-    del params
-    return lambda base, exponent: [lax.exp(exponent * lax.log(base))]
-
-
-# Primitives that are recorded as others: `(parameters) -> function` of all operands.
-_REWRITTEN: Mapping[str, Callable[[Mapping[str, Any]], Callable[..., list[jax.Array]]]] = {
-    "split": _split,
-    "reduce_prod": _reduce_prod,
-    "cummax": _cumulative(jnp.maximum),
-    "cummin": _cumulative(jnp.minimum),
-    "cumprod": _cumulative(jnp.multiply),
-    "pow": _pow,
-}
 
 
 def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:

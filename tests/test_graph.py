@@ -144,6 +144,31 @@ def test_each_result_of_a_split_is_a_slice():
     np.testing.assert_array_equal(graph.evaluate(X), X[3:] * X[1:2])
 
 
+@pytest.mark.parametrize(
+    ("f", "expected"),
+    [
+        (lambda x: jnp.prod(x.reshape(2, 2), axis=1), {"mul"}),
+        (lambda x: jnp.prod(jnp.concatenate([x, x[:1]])), {"mul"}),
+        (jnp.cumprod, {"mul"}),
+        (lambda x: lax.cummax(x, 0, reverse=True), {"max"}),
+        (lambda x: lax.cummin(x.reshape(2, 2), 1), {"min"}),
+        (lambda x: 3.0**x, {"mul", "exp"}),
+        (lambda x: lax.top_k(x, 2)[0], {"sort", "rev"}),
+        (lambda x: jnp.logaddexp(x, B[0]), {"logaddexp"}),
+        (lambda x: jnp.where(x > 0, x, 0.5 * x - 1), {"piecewise_linear"}),
+        (lambda x: jnp.where(B[0] <= x, jnp.exp(x), 2.0), {"exp", "where"}),
+        (lambda x: jnp.where(x[0] > 0, x, 2 * x), {"mul", "where"}),
+        (lambda x: x.at[jnp.array([2, -1])].set(x[:2]), {"scatter"}),
+    ],
+)
+def test_what_is_recorded_as_other_equations_computes_the_same(f, expected):
+    graph = trace(f, X)
+    moves = {"slice", "reshape", "squeeze", "concatenate", "transpose", "broadcast_in_dim"}
+    assert expected <= set(names(graph)) <= expected | moves
+    for sign in (1, -1):
+        np.testing.assert_allclose(graph.evaluate(sign * X), f(sign * X), rtol=1e-6)
+
+
 def test_coefficients_pass_through_stopped_gradients():
     graph = trace(lambda x: lax.stop_gradient(x) * 2, X)
     assert names(graph) == ["mul"]

@@ -65,6 +65,7 @@ class Curve(NamedTuple):
         known (`registry.Domain`).
       inside: a point where it is defined.
       straight: `(lower, upper) ->` where the function is affine on the box.
+      apart: whether no box on which it is defined reaches across an inflection; then nothing is searched for.
     """
 
     slope: Callable[[Equation, jax.Array], jax.Array]
@@ -79,6 +80,7 @@ class Curve(NamedTuple):
     defined: Callable[[Equation, jax.Array, jax.Array], jax.Array] | None = None
     inside: float = 1.0
     straight: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    apart: bool = False
 
 
 def rule(curve: Curve) -> Nonlinear:
@@ -168,9 +170,9 @@ def _relax(curve: Curve, equation: Equation, intervals: Sequence[Interval], alph
     box = _Box(lower, upper, f(lower), f(upper), alpha)
     chord = _chord(curve, equation, box)
     convex, concave = _pieces(curve, equation, upper)
-    below = _below(box, f, slope, chord, convex)
+    below = _below(box, f, slope, chord, convex, curve.apart)
     turned = box._replace(at_lower=-box.at_lower, at_upper=-box.at_upper)
-    above = _below(turned, lambda point: -f(point), lambda point: -slope(point), -chord, concave)
+    above = _below(turned, lambda point: -f(point), lambda point: -slope(point), -chord, concave, curve.apart)
     slack = lax.stop_gradient(_slack(curve, equation, box, below[0], above[0]))
 
     def line(slope: jax.Array, intercept: jax.Array, constant: jax.Array) -> LinearMap:
@@ -235,7 +237,7 @@ def _chord(curve: Curve, equation: Equation, box: _Box) -> jax.Array:
 
 
 def _below(
-    box: _Box, f: Function, slope: Function, chord: jax.Array, piece: Range | None
+    box: _Box, f: Function, slope: Function, chord: jax.Array, piece: Range | None, apart: bool
 ) -> tuple[jax.Array, jax.Array]:
     """Slope and intercept of a lower line, before slack.
 
@@ -249,7 +251,8 @@ def _below(
         return chord, ends(chord)
     low, high = (jnp.clip(end, box.lower, box.upper) for end in piece)
     met = (piece[0] < box.upper) & (box.lower < piece[1])
-    first, last, touching = _contacts(box, f, slope, piece)
+    everywhere = low, high, jnp.ones(low.shape, bool)
+    first, last, touching = everywhere if apart else _contacts(box, f, slope, piece)
     touching &= met
     best = jnp.clip(box.middle, first, jnp.maximum(first, last))
     share = 2 * box.alpha - 1

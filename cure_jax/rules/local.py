@@ -65,7 +65,7 @@ def moving_axes(graph: Graph, target: Node) -> tuple[int, ...]:
     node, axes = target, whole(target.shape)
     while node.index in produced:
         equation = produced[node.index]
-        if equation.name == "conv_general_dilated":
+        if equation.name == "conv_general_dilated" and equation.positions == (0,):
             return tuple(axes[i].source for i in equation.params["dimension_numbers"].out_spec[2:])
         if equation.name == "reduce_window_sum":
             windows = equation.params["window_dimensions"]

@@ -44,7 +44,7 @@ def _logaddexp_interval(equation: Equation, *intervals: Interval) -> Interval:
     x, y = _operands(equation, intervals)
     info = jnp.finfo(equation.output.dtype)
     lower, upper = (_logaddexp(a, b) for a, b in ((x.lower, y.lower), (x.upper, y.upper)))
-    rounding = lambda value: lax.stop_gradient(4 * info.eps * jnp.abs(value) + info.eps)  # noqa: E731
+    rounding = lambda value: lax.stop_gradient(4 * info.eps * (1 + jnp.abs(value)))  # noqa: E731
     room = [jnp.where(jnp.isfinite(value), rounding(value), 0) for value in (lower, upper)]
     return Interval(lower - room[0], upper + room[1])
 

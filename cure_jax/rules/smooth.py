@@ -369,7 +369,7 @@ for _name, _curve in CURVES.items():
     register(_name, rule(_curve), when=_one_bounded_first, otherwise="only its first operand may depend on the input")
 
 _POWER = Curve(_integer_power_slope, noise=_integer_power_noise)
-_NEGATIVE_POWER = _POWER._replace(scale=0.0, defined=_without_zero)
+_NEGATIVE_POWER = _POWER._replace(scale=0.0, defined=_without_zero, apart=True)
 _ODD = {"inflections": (0.0,), "convex_first": False}
 register("integer_pow", rule(_POWER._replace(turns=(0.0,), range=_POSITIVE)), when=_power(even=True, positive=True))
 register("integer_pow", rule(_POWER._replace(**_ODD)), when=_power(even=False, positive=True))

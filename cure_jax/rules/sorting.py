@@ -18,13 +18,21 @@ from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, register
 __all__: list[str] = []
 
 
+def _known(x: Interval) -> Interval:
+    """Without limits that are no numbers: sorted to the end, they would stand for the greatest."""
+    return Interval(
+        *(jnp.where(jnp.isnan(end), other, end) for end, other in ((x.lower, -jnp.inf), (x.upper, jnp.inf)))
+    )
+
+
 def _interval(equation: Equation, x: Interval) -> Interval:
+    x = _known(x)
     return Interval(equation.evaluate(x.lower), equation.evaluate(x.upper))
 
 
 def _places(equation: Equation, x: Interval) -> tuple[jax.Array, jax.Array]:
     """Which operand has which place among the lower limits, and where it has that place for all points of the box."""
-    axis = equation.params["dimension"]
+    x, axis = _known(x), equation.params["dimension"]
     order = jnp.argsort(x.lower, axis=axis)
     lower, upper = (jnp.take_along_axis(end, order, axis=axis) for end in (x.lower, x.upper))
     # The greatest upper limit of those before, and the least lower limit of those behind.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import Partial
 
 import cure_jax as cj
@@ -37,14 +38,21 @@ ACTIVATIONS: Mapping[str, tuple[Callable[..., jax.Array], Sequence[Any]]] = {
     "power": (lambda x, e: x**e, (0.0, 1.0, 2.0, 3.0, 4.0, -1.0, -2.0, 0.5)),
     "power of positive": (lambda x, e: (jax.nn.softplus(x) + 0.1) ** e, (-2.5, -1.0, -0.5, 0.3, 1.5, 2.0, 3.7)),
     "clip": (lambda x, high: jnp.clip(x, -0.5, high), (-1.0, -0.5, 0.0, 1.0, 1e30)),
+    "pieces": (lambda x, slope: jnp.where(x > slope, slope * x, 0.5 - x), (-2.0, -1.0, 0.0, 0.5, 3.0)),
     "other": (
         lambda x, which: OTHERS[int(which) % len(OTHERS)](x),
-        tuple(range(12)),
+        tuple(range(22)),
     ),
 }
 OTHERS = (
     jax.nn.relu6, jax.nn.hard_tanh, jax.nn.hard_silu, jax.nn.silu, jax.nn.gelu, jax.nn.mish, jax.nn.selu,
-    jax.nn.soft_sign, jax.nn.softplus, jax.nn.sparse_plus, jnp.tanh, jnp.abs,
+    jax.nn.soft_sign, jax.nn.softplus, jax.nn.sparse_plus, jnp.tanh, jnp.abs, jnp.sin, jnp.cos, jnp.sort, jnp.cumprod,
+    lambda x: jnp.logaddexp(x, x[::-1]),
+    lambda x: lax.fori_loop(0, 3, lambda i, y: jnp.abs(y - i.astype(y.dtype)), x),
+    lambda x: jnp.where(x > 0, jnp.tanh(x), x / 2),
+    lambda x: x.at[::2].set(jnp.exp2(x[1::2])),
+    lambda x: x + jax.ops.segment_sum(x, jnp.arange(WIDTH) % 3, WIDTH),
+    lambda x: lax.conv_general_dilated(x.reshape(1, 1, -1), x[:3].reshape(1, 1, -1), (1,), "SAME").ravel(),
 )  # fmt: skip
 # Ways to write a number, of the host and of the device.
 _HOST = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
