@@ -6,7 +6,9 @@ writes into the work directory: `certify.json` (fractions over the same images, 
 `certify.npz` (per-example verdicts, points of the attack), `certify_union.png` (how many are certified in which norms)
 and, last of all, `certify.png` (certified accuracy against the radius). The test split is opened here and nowhere else;
 tune with --split=validation, whose results go to `validation.json` and so on. The images are divided over all devices,
-of several processes too.
+of several processes too. What lies beyond norms is certified beside them:
+
+    cure-jax certify --workdir=DIR --config=digits:scratch --config.perturbations.rotation="(-10, 10)"
 """
 
 import functools
@@ -24,7 +26,7 @@ import numpy as np
 from absl import flags
 
 import cure_jax as cj
-from cure_jax import distributed, training
+from cure_jax import distributed, perturbations, training
 from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, bound_method
 from cure_jax.commands.parts import common, processes, provenance, settings
 from cure_jax.report import examples, plots, style
@@ -51,6 +53,10 @@ _TIMEOUT = flags.DEFINE_float(
     "timeout", None, "Seconds for the certificates at each radius; what is not proved then is left. One process only."
 )
 _ATTACK_STEPS = flags.DEFINE_integer("attack_steps", 40, "Steps of the attack; 3 restarts of 2 losses.")
+_PERTURBATION_METHOD = flags.DEFINE_enum(
+    "perturbation_method", "crown", ["ibp", "crown_ibp", "crown"], "How cells of config.perturbations are bounded."
+)
+_MAX_CELLS = flags.DEFINE_integer("max_cells", 2000, "Cells of an image and perturbation; then it is given up.")
 _CURVE = flags.DEFINE_list("curve", ["0.25", "0.5", "0.75", "1.25", "1.5", "2"], "Radii of the plot, as multiples.")
 
 
@@ -101,8 +107,11 @@ def main() -> None:
     if not is_first:
         return
     shares, verdicts = _summary(config, certificate, attacked)
+    beyond, more = _beyond(config, fitted.classifier, images, labels, shared)
+    verdicts |= more
     result = {
         **shares,
+        "perturbed": beyond,
         "num_examples": len(images),
         "split_examples": len(split.images),
         "split": _SPLIT.value,
@@ -118,6 +127,38 @@ def main() -> None:
         workdir, "certify" if _SPLIT.value == "test" else _SPLIT.value, result, verdicts | {"labels": labels}, curves
     )
     print(f"{workdir}: {_in_one_line(result)} of {len(images)} images")
+
+
+def _beyond(
+    config: Config, f: Any, images: np.ndarray, labels: np.ndarray, shared: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `config.perturbations` asks for: fractions, and the verdicts behind them."""
+    shares, verdicts = {}, {}
+    for name, perturbation in perturbations.by_names(config.perturbations.to_dict()).items():
+        start = time.monotonic()
+        attacked = perturbations.attack_perturbation(f, images, labels, perturbation, key=jax.random.key(0), **shared)
+        found = perturbations.certify_perturbation(
+            f,
+            images,
+            labels,
+            perturbation,
+            method=_PERTURBATION_METHOD.value,
+            max_cells=_MAX_CELLS.value,
+            timeout=_TIMEOUT.value,
+            show_progress=True,
+            **shared,
+        )
+        shares[name] = {
+            "range": config.perturbations[name],
+            "certified": _share(found.verified),
+            "empirical": _share(attacked.survived),
+            "unfinished": _share(found.unfinished),
+            "cells": float(np.mean(found.cells)),
+            "seconds": round(time.monotonic() - start, 2),
+        }
+        verdicts |= {f"verified.{name}": found.verified, f"survived.{name}": attacked.survived}
+        verdicts |= {f"margin.{name}": found.margin, f"point.{name}": attacked.points}
+    return shares, verdicts
 
 
 class _Curve(NamedTuple):
@@ -177,7 +218,8 @@ def _in_one_line(result: Mapping[str, Any]) -> str:
         for kind in ("certified", "reported")
     )
     shares = f"clean {result['clean']:.1%}, {union}, union {result['union']:.1%}"
-    return f"{shares}, reported: {beside}" if beside else shares
+    beyond = ", ".join(f"{name} {found['certified']:.1%}" for name, found in result["perturbed"].items())
+    return shares + f", reported: {beside}" * bool(beside) + f", beyond: {beyond}" * bool(beyond)
 
 
 def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:

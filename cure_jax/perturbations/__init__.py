@@ -1,16 +1,17 @@
 """Perturbed images that are no ball of images: sets described by cells, and their certification.
 
 `perturbation` says what such a set must answer, `search` proves that a network is right on all of it; `patch` is a
-window of any content at any position, `pixels` are few of them, `local_attacks` search for the worst of both. `names`
-are for configs.
+window of any content at any position, `pixels` are few of them. `attacks` look for the worst of each, `attack_dataset`
+for many images. `names` are for configs.
 
 `geometric` has images as functions of parameters, which `constructors` makes by name. Below it, what each family of
 transformations does to an `enclosure` (pixels and their slopes over a cell): `affine` coordinates and `interpolation`,
-`colour`, `blur`; all of them on `intervals` that are rounded outward. `attack` looks for counterexamples, `published`
-has the ranges of published benchmarks.
+`colour`, `blur`; all of them on `intervals` that are rounded outward. `published` has the
+ranges of published benchmarks.
 """
 
-from cure_jax.perturbations.attack import GeometricAttack, attack_geometric
+from cure_jax.perturbations.attack_dataset import PerturbationAttack, attack_perturbation
+from cure_jax.perturbations.attacks import geometric_attack, patch_attack, pixel_attack
 from cure_jax.perturbations.constructors import (
     GEOMETRIC,
     blur,
@@ -23,7 +24,6 @@ from cure_jax.perturbations.constructors import (
     translation,
 )
 from cure_jax.perturbations.geometric import KINDS, Geometric
-from cure_jax.perturbations.local_attacks import patch_attack, pixel_attack
 from cure_jax.perturbations.names import NAMES, by_name, by_names
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
@@ -37,14 +37,14 @@ __all__ = [
     "NAMES",
     "PUBLISHED",
     "Geometric",
-    "GeometricAttack",
     "Inputs",
     "Patch",
     "Perturbation",
+    "PerturbationAttack",
     "PerturbationCertificate",
     "Pixels",
     "Published",
-    "attack_geometric",
+    "attack_perturbation",
     "blur",
     "brightness",
     "by_name",
@@ -52,6 +52,7 @@ __all__ = [
     "certify_perturbation",
     "compose",
     "contrast",
+    "geometric_attack",
     "patch",
     "patch_attack",
     "pixel_attack",

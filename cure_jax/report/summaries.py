@@ -7,6 +7,7 @@ A result is the content of one `certify.json`, a dictionary with these entries (
 * `union`: fraction certified for every norm of `certified` at once; may be None where there is one norm,
 * `empirical`: {norm: fraction, "union": fraction} left standing by an attack; may be empty or None,
 * `reported`: {norm: fraction} certified in norms that do not count for the union, `reported_radii`: {norm: eps},
+* `perturbed`: {name: {"certified": fraction, "range": what was certified}} of perturbations beyond norms,
 * `num_examples`; `training_seconds`, `seconds` (to certify and attack), `checkpoint_sha256`, `commit`, `device`.
 
 Of these, the first four are needed; entries that are not listed are ignored.
@@ -70,6 +71,7 @@ class Summary:
       gap: min over the norms of the certified fraction, minus `union`: what the intersection costs. Never negative.
       reported: Certified fraction of each norm outside of the union.
       reported_radii: Their radii.
+      perturbed: Certified fraction of each perturbation beyond norms, by its name and range.
       training_seconds: Seconds to train, where they are known.
       certification_seconds: Seconds to certify and attack.
       origins: {"checkpoint" | "commit" | "device": its distinct values, in the order of the runs}.
@@ -87,6 +89,7 @@ class Summary:
     gap: Statistic | None
     reported: dict[str, Statistic]
     reported_radii: dict[str, float]
+    perturbed: dict[str, Statistic]
     training_seconds: Statistic | None
     certification_seconds: Statistic | None
     origins: dict[str, tuple[str, ...]]
@@ -208,6 +211,7 @@ def _summary(label: str, radii: dict[str, float], runs: list[Result]) -> Summary
         ),
         reported=_of_each_norm(runs, "reported"),
         reported_radii={norm: float(eps) for run in runs for norm, eps in (run.get("reported_radii") or {}).items()},
+        perturbed=_beyond(runs),
         training_seconds=statistic(run.get("training_seconds") for run in runs),
         certification_seconds=statistic(run.get("seconds") for run in runs),
         origins={
@@ -215,6 +219,22 @@ def _summary(label: str, radii: dict[str, float], runs: list[Result]) -> Summary
             for name, entry in (("checkpoint", "checkpoint_sha256"), ("commit", "commit"), ("device", "device"))
         },
     )
+
+
+def _beyond(runs: list[Result]) -> dict[str, Statistic]:
+    """Certified fractions of perturbations; several ranges of one are several columns."""
+    fractions: dict[str, list[float]] = {}
+    for run in runs:
+        for name, found in (run.get("perturbed") or {}).items():
+            fractions.setdefault(f"{name} {_range_text(found['range'])}", []).append(found["certified"])
+    return {name: value for name, values in fractions.items() if (value := statistic(values))}
+
+
+def _range_text(value: Any) -> str:
+    """(-10, 10) as it is, or a side and a number."""
+    if not isinstance(value, list | tuple):
+        return f"{value:g}"
+    return f"({', '.join(_range_text(part) for part in value)})"
 
 
 def _of_each_norm(runs: list[Result], entry: str) -> dict[str, Statistic]:

@@ -169,6 +169,8 @@ def _columns(rows: list[Summary], more: Sequence[str], markup: _Markup) -> list[
     for norm in ordered({norm for row in rows for norm in row.reported}):
         heading = _norm_heading(norm, [row.reported_radii.get(norm) for row in rows if norm in row.reported], markup)
         reported[heading + _OUTSIDE] = [row.reported.get(norm) for row in rows]
+    for name in dict.fromkeys(name for row in rows for name in row.perturbed):
+        reported[f"certified {markup.escape(name)}{_OUTSIDE}"] = [row.perturbed.get(name) for row in rows]
     compared = len(rows) > 1 and all(row.radii == rows[0].radii for row in rows)
     return [
         ("method", [markup.escape(row.label) for row in rows]),

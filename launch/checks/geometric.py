@@ -197,7 +197,7 @@ def main() -> None:
     images, labels = images[: _IMAGES.value], labels[: _IMAGES.value]
     if _PICTURE.value:
         draw(_PICTURE.value, f, images[0], int(labels[0]), perturbation)
-    attack = perturbations.attack_geometric(f, images, labels, perturbation, key=jax.random.key(0))
+    attack = perturbations.attack_perturbation(f, images, labels, perturbation, key=jax.random.key(0))
     print(f"{name}, {_PERTURBATION.value}, {len(images)} images: {attack.survived.mean():.1%} under attack")
     print("| way | certified | given up | cells | of certified images | seconds an image |")
     print("| --- | --- | --- | --- | --- | --- |")

@@ -1,8 +1,9 @@
-"""Attacks on few pixels, for one example: the best patch of all positions, and pixels chosen greedily.
+"""Attacks beyond norms, for one example: the worst parameters, the worst patch of all positions, greedy pixels.
 
-What they find bounds from above what can be certified of `patch` and of `cure_jax.l0_ball`.
+What they find bounds from above what can be certified; `attack_dataset` asks them about many examples.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,17 +12,68 @@ from jax import lax
 from jaxtyping import Array, Float, Integer, Key
 
 from cure_jax.attacks import pgd
+from cure_jax.perturbations.geometric import Geometric
 from cure_jax.perturbations.patch import Patch
-from cure_jax.regions import L0Ball, Region
+from cure_jax.regions import Box, L0Ball, Region
 from cure_jax.validation import as_class
 
-__all__ = ["patch_attack", "pixel_attack"]
+__all__ = ["geometric_attack", "patch_attack", "pixel_attack"]
 
 # Of the first look at all positions: from a random content, each pixel to the end that its gradient names, twice.
 _FIRST_STEPS, _WHOLE_STEP = 2, 2.0
 _AT_ONCE = 64
 # A pixel of more channels has too many corners to try all of them.
 _MOST_CHANNELS = 6
+
+
+def geometric_attack(  # noqa: PLR0913  (what is attacked, and how thoroughly)
+    f: Callable[[Float[Array, "*x"]], Float[Array, "classes"]],
+    x: Float[Array, "*x"],
+    label: int | Integer[Array, ""],
+    perturbation: Geometric,
+    *,
+    key: Key[Array, ""],
+    grid: int = 1000,
+    steps: int = 20,
+    restarts: int = 2,
+) -> Float[Array, " parameters"]:
+    """Returns the most harmful parameters found: a grid, and gradients from the worst of it.
+
+    The margin has many local minima in an angle, so a grid goes first. Then projected gradient descent searches the
+    whole box of parameters, and the surroundings of the worst point of the grid. Wrap calls in `jax.jit`.
+
+    Args:
+      f: the network, from one example to its logits.
+      x: the clean example.
+      label: the class to be driven away from; may be traced.
+      perturbation: the set of perturbed images.
+      key: the randomness of the first parameters.
+      grid: how many parameters there are on the grid, about; the ends of every interval are among them.
+      steps: of `pgd`, for each restart.
+      restarts: random starts, in the box and around the worst point each.
+
+    Returns:
+      Parameters of `perturbation.apply`.
+
+    Raises:
+      ValueError: if grid, steps or restarts are not positive.
+    """
+    if grid < 1:
+        raise ValueError(f"grid is {grid}; expected at least 1: raise it.")
+    whole = perturbation.parameters(x.dtype)
+    along = max(2, round(grid ** (1 / len(perturbation.kinds))))
+    axes = [jnp.linspace(low, high, along) for low, high in zip(whole.lower, whole.upper, strict=True)]
+    points = jnp.stack([axis.ravel() for axis in jnp.meshgrid(*axes, indexing="ij")], axis=-1)
+
+    def perturbed(theta: Array) -> Array:
+        return f(perturbation.apply(x, theta))
+
+    on_grid = lax.map(lambda theta: _harm(perturbed, theta, label), points, batch_size=_AT_ONCE)
+    start, step = points[jnp.argmax(on_grid)], (whole.upper - whole.lower) / (along - 1)
+    around = Box(whole.project(start - step), whole.project(start + step))
+    search = functools.partial(pgd, perturbed, start, label, steps=steps, restarts=restarts, loss="margin")
+    candidates = jnp.stack([start, *(search(region, key=key) for region in (around, whole))])
+    return candidates[jnp.argmax(jax.vmap(lambda theta: _harm(perturbed, theta, label))(candidates))]
 
 
 def patch_attack(  # noqa: PLR0913  (what is attacked, and how thoroughly)
