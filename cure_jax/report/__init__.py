@@ -1,12 +1,15 @@
 """Results as tables and pictures."""
 
 from cure_jax.report.comparisons import compare_curves, trade_off
+from cure_jax.report.every_norm import radius_of_every_norm
 from cure_jax.report.examples import alignment_histograms, certified_subsets, margin_differences, union_diagram
+from cure_jax.report.perturbed import Perturbed, perturbed_images
 from cure_jax.report.plots import certified_against_radius, compare_methods
 from cure_jax.report.summaries import Statistic, Summary, summarize
 from cure_jax.report.tables import latex, markdown, terminal
 
 __all__ = [
+    "Perturbed",
     "Statistic",
     "Summary",
     "alignment_histograms",
@@ -17,6 +20,8 @@ __all__ = [
     "latex",
     "margin_differences",
     "markdown",
+    "perturbed_images",
+    "radius_of_every_norm",
     "summarize",
     "terminal",
     "trade_off",

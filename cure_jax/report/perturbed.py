@@ -70,5 +70,5 @@ def perturbed_images(path: str | PathLike[str], rows: Sequence[Perturbed], label
     panels[0, 0].set_title("image", fontsize="medium")
     panels[0, 1].set_title("worst found", fontsize="medium")
     panels[0, 2].set_title(f"margin of {label} over each class", fontsize="medium")
-    panels[-1, 2].set_xlabel("bar: from the proved bound to the image; line: worst found")
+    figure.supxlabel("bars: from the proved bound to the image itself; lines: the worst found", fontsize="small")
     figure.savefig(path, dpi=150)
