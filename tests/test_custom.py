@@ -148,3 +148,25 @@ def test_linear_maps_need_not_be_elementwise():
 def test_wrong_bounds_are_errors(function, error, message):
     with pytest.raises(error, match=message):
         cj.crown(function)(cj.linf_ball(X, 0.1))
+
+
+def test_crown_does_not_refine_what_is_said_to_be_decided():
+    """The box that `relax` gets is that of intervals, not that of back-substitution."""
+    seen = {}
+
+    def recording(name):
+        def relax_and_record(x):
+            seen[name] = x
+            return relax(x)
+
+        return relax_and_record
+
+    def f(name, undecided):
+        inner = cj.custom_bounds(cubed, interval=interval, relax=recording(name), undecided=undecided)
+        # The difference of two ReLUs of the same: intervals forget that, back-substitution does not.
+        return lambda x: inner(jax.nn.relu(x + 2) - jax.nn.relu(x + 1.5))
+
+    region = cj.linf_ball(X, 0.1)
+    cj.crown(f("all", None))(region)
+    cj.crown(f("none", lambda x: (jnp.zeros(x.shape, bool),)))(region)
+    assert bool(jnp.all(seen["none"].radius > seen["all"].radius + 0.05))

@@ -23,7 +23,7 @@ from cure_jax.perturbations.constructors import (
     shear,
     translation,
 )
-from cure_jax.perturbations.geometric import Geometric
+from cure_jax.perturbations.geometric import KINDS, Geometric
 from cure_jax.perturbations.local_attacks import patch_attack, pixel_attack
 from cure_jax.perturbations.patch import Patch, patch
 from cure_jax.perturbations.perturbation import Inputs, Perturbation
@@ -32,6 +32,7 @@ from cure_jax.perturbations.search import PerturbationCertificate, certify_pertu
 
 __all__ = [
     "GEOMETRIC",
+    "KINDS",
     "PUBLISHED",
     "Geometric",
     "GeometricAttack",

@@ -62,4 +62,4 @@ def _cut(known: Enclosure) -> Enclosure:
     dtype = known.range.dtype
     share = Interval(inside.astype(dtype), 1 - outside.astype(dtype))
     middle, values = (jax.tree.map(lambda end: jnp.clip(end, 0, 1), part) for part in (known.middle, known.range))
-    return Enclosure(middle, values, intervals.product(known.slopes, share))
+    return Enclosure(middle, values, intervals.product(known.slopes, jax.tree.map(lambda end: end[None], share)))

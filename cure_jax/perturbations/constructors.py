@@ -164,7 +164,7 @@ def compose(*perturbations: Geometric) -> Geometric:
     return Geometric(lower, upper, kinds, max(each.taps for each in perturbations))
 
 
-def _single(name: str, low: float, high: float, taps: int = 0) -> Geometric:
+def _single(name: str, low: float | int, high: float | int, taps: int = 0) -> Geometric:
     kind = KINDS[name]
     if not (math.isfinite(low) and math.isfinite(high)) or low > high:
         raise ValueError(

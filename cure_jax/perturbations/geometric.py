@@ -64,10 +64,10 @@ class Kind(NamedTuple):
     """
 
     unit: str
-    least: float
-    greatest: float
-    neutral: float
-    effect: tuple[float, float]
+    least: float | int
+    greatest: float | int
+    neutral: float | int
+    effect: tuple[float | int, float | int]
 
 
 KINDS: Mapping[str, Kind] = {

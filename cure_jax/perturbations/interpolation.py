@@ -84,7 +84,7 @@ def _patch(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The pixels from the given ones on, `[height, width, _SUPPORT, _SUPPORT, channels]`."""
     height, width, _ = x.shape
     padded = jnp.pad(x, [(_SUPPORT, _SUPPORT)] * 2 + [(0, 0)])
-    along = jnp.arange(_SUPPORT, dtype=jnp.int32)
+    along = jnp.arange(_SUPPORT, dtype=jnp.int32)[None, None]
     # Further out all pixels are zeros.
     starts = [
         jnp.nan_to_num(jnp.clip(start, -_SUPPORT, size)).astype(jnp.int32) + _SUPPORT
@@ -102,7 +102,8 @@ def _points(places: Interval, base: jax.Array) -> jax.Array:
 
 def _hats(points: jax.Array, support: int) -> jax.Array:
     """Weights of pixels at points `[..., points]`: `[..., points, support]`."""
-    return jnp.maximum(1 - jnp.abs(points[..., None] - jnp.arange(support, dtype=points.dtype)), 0)
+    pixels = jnp.arange(support, dtype=points.dtype).reshape(*(1,) * points.ndim, support)
+    return jnp.maximum(1 - jnp.abs(points[..., None] - pixels), 0)
 
 
 def _at_points(row_weights: jax.Array, column_weights: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Certifies geometric perturbations by lines in the parameters, and by the published interval method, side by side.
 
-    python launch/benchmarks/geometric.py --network=mnist_cpu/max --perturbation="mnist_R(30)" --images=100
+    python launch/checks/geometric.py --network=mnist_cpu/max --perturbation="mnist_R(30)" --images=100
 
 Same network, same images, same search (cells are split where they are undecided), four ways to bound a cell:
 
@@ -17,6 +17,7 @@ may lie above. `--perturbation` is a name in `cure_jax.perturbations.PUBLISHED`,
 
 import ast
 import dataclasses
+import functools
 import json
 import time
 from pathlib import Path
@@ -27,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from cure_jax import data, models, perturbations, pytrees
+from cure_jax import data, models, perturbations, pytrees, report
+from cure_jax.certification import bound_method, margins
 from cure_jax.perturbations import Geometric, Inputs, affine, intervals
 from cure_jax.perturbations.colour import COLOURS
 from cure_jax.progress import compile_seconds
@@ -40,6 +42,7 @@ _WAYS = flags.DEFINE_list("ways", ["published", "intervals", "crown_ibp", "crown
 _IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.")
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Cells at once.")
 _MAX_CELLS = flags.DEFINE_integer("max_cells", 2000, "Of an image; then it is given up.")
+_PICTURE = flags.DEFINE_string("picture", None, "Where a picture of the first image goes; of one parameter.")
 _JSON = flags.DEFINE_string("json", None, "Where to keep the figures.")
 
 
@@ -151,6 +154,40 @@ def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbat
     }
 
 
+def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) -> None:
+    """Draws an image along its parameter, with the bounds of its margin on the cells that `crown` needs.
+
+    Raises:
+      ValueError: if there are several parameters.
+    """
+    if len(perturbation.kinds) > 1:
+        raise ValueError(f"--picture is for one parameter; got {', '.join(perturbation.kinds)}. Leave it out.")
+    low, high, kind = perturbation.lower[0], perturbation.upper[0], perturbation.kinds[0]
+    thetas = np.linspace(low, high, 401, dtype=np.float32)[:, None]
+
+    @jax.jit
+    def margin(theta: jax.Array) -> jax.Array:
+        return jnp.min(margins(lambda t: f(perturbation.apply(jnp.asarray(x), t)), label)(theta))
+
+    @functools.partial(jax.jit, static_argnames=("method", "published"))
+    def bound(cell: jax.Array, method: str, published: bool) -> jax.Array:
+        region, transform, _ = (PublishedIntervals(perturbation) if published else perturbation).inputs(
+            jnp.asarray(x), cell
+        )
+        return jnp.min(bound_method(method)(margins(lambda t: f(transform(t)), label))(region).lower)
+
+    cells = perturbation.cells(x.shape)
+    edges = [*cells[:, 0], cells[-1, 1]]
+    ways = {"CROWN on lines": ("crown", False), "IBP on intervals": ("ibp", False), "published": ("ibp", True)}
+    bounds = {name: (edges, [float(bound(cell, *way)) for cell in cells]) for name, way in ways.items()}
+    shown = {
+        f"{theta:g}": np.asarray(perturbation.apply(jnp.asarray(x), jnp.float32([theta])))
+        for theta in np.linspace(low, high, 5)
+    }
+    name = f"{kind}, {perturbations.KINDS[kind].unit}; bounds on {len(cells)} cells"
+    report.margins_along(path, shown, thetas[:, 0], jax.lax.map(margin, thetas), bounds, parameter_name=name)
+
+
 def main() -> None:
     """Prints a table."""
     name = _NETWORK.value
@@ -158,6 +195,8 @@ def main() -> None:
     dataset = models.pretrained_index()[name]["config"]["dataset"]
     images, labels, _ = data.load(dataset, "test")
     images, labels = images[: _IMAGES.value], labels[: _IMAGES.value]
+    if _PICTURE.value:
+        draw(_PICTURE.value, f, images[0], int(labels[0]), perturbation)
     attack = perturbations.attack_geometric(f, images, labels, perturbation, key=jax.random.key(0))
     print(f"{name}, {_PERTURBATION.value}, {len(images)} images: {attack.survived.mean():.1%} under attack")
     print("| way | certified | given up | cells | of certified images | seconds an image |")
