@@ -71,7 +71,7 @@ def main() -> None:
     rows = []
     print("| network | perturbation | correct | certified | under attack | cells | seconds | attack seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in _NETWORKS.value:
+    for name in _NETWORKS.value or ():
         for row in _measured(name, threats, workdir):
             rows.append(row)
             print(_line(row), flush=True)
