@@ -26,20 +26,24 @@ from cure_jax import data, models
 from cure_jax.certification import bound_method
 from cure_jax.commands.parts import common
 from cure_jax.perturbations import certify_perturbation, patch, patch_attack, pixel_attack
-from cure_jax.report.perturbed import Perturbed, perturbed_images
+from cure_jax.report import Perturbed, perturbed_images
 
 _NETWORKS = flags.DEFINE_list("networks", None, "Names of networks that come with the library.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where patches.json and the pictures go.")
 _IMAGES = flags.DEFINE_integer("images", 100, "How many test images to certify and to attack.", lower_bound=1)
 _PATCHES = flags.DEFINE_list("patches", ["2", "5"], "Sides of square patches.")
 _PIXELS = flags.DEFINE_list("pixels", ["1", "2"], "How many pixels may change.")
-_METHODS = flags.DEFINE_list(
+_PATCH_METHODS = flags.DEFINE_list(
+    "patch_methods",
+    ["ibp", "crown_ibp", "crown"],
+    "What proves patches: the first super-windows, all single positions.",
+)
+_PIXEL_METHODS = flags.DEFINE_list(
     "pixel_methods", ["ibp", "crown_ibp", "vertex_crown"], "What proves changed pixels, from cheap to tight."
 )
 _TIMEOUT = flags.DEFINE_float("timeout", 300.0, "Seconds to certify one perturbation of one network.")
 
 STRIDE = 3
-PATCH_METHODS = ("ibp", "crown_ibp", "crown")
 BATCH_SIZE, ATTACK_STEPS = 64, 10
 
 
@@ -67,7 +71,7 @@ def main() -> None:
     rows = []
     print("| network | perturbation | correct | certified | under attack | cells | seconds | attack seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in _NETWORKS.value:
+    for name in _NETWORKS.value or ():
         for row in _measured(name, threats, workdir):
             rows.append(row)
             print(_line(row), flush=True)
@@ -120,7 +124,7 @@ def _patch(side: int) -> Threat:
     window, single = patch(side, stride=STRIDE), patch(side, stride=1)
 
     def certify(f: Partial, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
-        cheap, *last_resort = PATCH_METHODS
+        cheap, *last_resort = _PATCH_METHODS.value
         options = {"last_resort": last_resort, "batch_size": BATCH_SIZE, "timeout": _TIMEOUT.value}
         found = certify_perturbation(f, images, labels, window, method=cheap, **options)
         return found.verified, int(found.cells.sum())
@@ -145,7 +149,7 @@ def _pixels(k: int) -> Threat:
         return cj.l0_ball(x, k)
 
     def certify(f: Partial, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, int]:
-        options = {"method": tuple(_METHODS.value), "batch_size": 10, "timeout": _TIMEOUT.value}
+        options = {"method": tuple(_PIXEL_METHODS.value), "batch_size": 10, "timeout": _TIMEOUT.value}
         found = cj.certify_dataset(f, images, labels, {"l0": Partial(region)}, **options)
         return found.verified["l0"], len(images)
 
@@ -156,7 +160,7 @@ def _pixels(k: int) -> Threat:
 
     @jax.jit
     def lower(f: Partial, x: jax.Array, label: jax.Array) -> jax.Array:
-        return bound_method(_METHODS.value)(cj.margins(f, label))(region(x)).lower
+        return bound_method(_PIXEL_METHODS.value)(cj.margins(f, label))(region(x)).lower
 
     return Threat(f"{k} pixel{'s' if k > 1 else ''}", certify, attack, lower)
 

@@ -1,6 +1,8 @@
 """Results as tables and pictures."""
 
+from cure_jax.report.certified_ranges import Perturbed, perturbed_images
 from cure_jax.report.comparisons import compare_curves, trade_off
+from cure_jax.report.every_norm import radius_of_every_norm
 from cure_jax.report.examples import alignment_histograms, certified_subsets, margin_differences, union_diagram
 from cure_jax.report.perturbed import margins_along
 from cure_jax.report.plots import certified_against_radius, compare_methods
@@ -8,6 +10,7 @@ from cure_jax.report.summaries import Statistic, Summary, contents, summarize
 from cure_jax.report.tables import latex, markdown, terminal
 
 __all__ = [
+    "Perturbed",
     "Statistic",
     "Summary",
     "alignment_histograms",
@@ -20,6 +23,8 @@ __all__ = [
     "margin_differences",
     "margins_along",
     "markdown",
+    "perturbed_images",
+    "radius_of_every_norm",
     "summarize",
     "terminal",
     "trade_off",
