@@ -44,8 +44,9 @@ def export_certifier(  # noqa: PLR0913  (what is certified, and where it goes)
     Args:
       f: the network, one example to its logits. If it is a pytree, its arrays become the weights and everything else is
         compiled in: `jax.tree_util.Partial(apply, variables)`, as `Fitted.classifier` and
-        `training.classifier(model, variables)` make it, or an `nnx.Module` of one example. Of any other callable, such
-        as `lambda x: model(x[None])[0]`, all is compiled in: what it closes over are constants of the program.
+        `models.classifier(model, variables)` make it, or an `nnx.Module` of one example; of one of batches it is
+        `models.classifier(module)`. Of any other callable, such as `lambda x: model(x[None])[0]`, all is compiled in:
+        what it closes over are constants of the program.
       example_shape: of one image.
       regions: by name, as for `certify_dataset`. Radii are compiled in.
       directory: new or empty.
