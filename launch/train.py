@@ -22,6 +22,8 @@ from launch.parts import common, processes, provenance, settings
 __doc__ = f"{__doc__}\n{reference.text()}\n"
 
 _CONFIG = settings.define_config()
+flags.declare_key_flag("config")
+flags.adopt_module_key_flags(processes)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",

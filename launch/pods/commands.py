@@ -9,9 +9,6 @@ from typing import NamedTuple
 
 from absl import flags
 
-from cure_jax.training.checks import check
-from launch.parts import settings
-
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands instead of running them.")
 ENV = flags.DEFINE_multi_string("env", [], "NAME=VALUE, a variable of the environment of the job; several times.")
 # Directories that no two hosts have in common.
@@ -61,6 +58,10 @@ def training(arguments: Sequence[str], *, only_buckets: bool) -> list[str]:
     for flag in ("--config=", "--workdir="):
         if not any(argument.startswith(flag) for argument in arguments):
             sys.exit(f"error: got no {flag}... after --; expected the flags of launch/train.py there.")
+    # Only where it is needed: it takes seconds.
+    from cure_jax.training.checks import check
+    from launch.parts import settings
+
     values = flags.FlagValues()
     settings.define_config(flag_values=values, sys_argv=["train", *arguments])
     flags.DEFINE_string("workdir", None, "As launch/train.py has it.", flag_values=values)

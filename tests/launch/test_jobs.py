@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.pods import local
+from launch.pods import commands, local
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ("--", "--config=configs/pod.py:mnist_cpu:max", "--workdir=gs://bucket/a run")
@@ -136,12 +136,7 @@ def test_slurm_gives_each_gpu_a_process_and_requeues_a_stopped_job(tmp_path: Pat
         ("tpu", (*PLACE, "--type=v9-8", "create"), "got the type 'v9-8'; expected one of v2"),
         ("gke", ("--name=a", "--image=i", "job"), "got 'job'; expected jobset or xpk"),
         ("slurm", ("--", "--workdir=a"), "got no --config=... after --"),
-        ("slurm", ("--", "--config=digits:max", "--workdir=/tmp/run"), "lies in /tmp, which each host has for itself"),
-        ("tpu", (*PLACE, "train", "--", "--config=digits:max", "--workdir=runs/a"), "a directory of each host"),
         ("tpu", (*PLACE, "--env=1A=b", "train", *TRAINING), "got --env=1A=b; expected NAME=VALUE"),
-        ("slurm", ("--", "--config=digits:maks", "--workdir=a"), "Unknown method 'maks'"),
-        ("slurm", ("--", "--config=digits:max", "--config.epochs=0", "--workdir=a"), "config.epochs is 0"),
-        ("slurm", ("--", "--config=digits:max", "--config.l1=0", "--workdir=a"), "is called 'l1_penalty' now"),
         ("local", (), "got no launcher; expected one after --"),
     ],
 )
@@ -150,6 +145,24 @@ def test_mistakes_are_named(script: str, arguments: tuple[str, ...], message: st
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=digits:max", "--workdir=/tmp/run"), "lies in /tmp, which each host has for itself"),
+        (("--config=digits:maks", "--workdir=a"), "Unknown method 'maks'"),
+        (("--config=digits:max", "--config.epochs=0", "--workdir=a"), r"config\.epochs is 0"),
+        (("--config=digits:max", "--config.l1=0", "--workdir=a"), "is called 'l1_penalty' now"),
+    ],
+)
+def test_a_training_is_checked_before_it_is_sent(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        commands.training(arguments, only_buckets=False)
+    right = ("--config=digits:max", "--workdir=runs/a", "--num_processes=1")
+    assert commands.training(right, only_buckets=False) == ["launch/train.py", *right]
+    with pytest.raises(SystemExit, match="runs/a is a directory of each host"):
+        commands.training(right, only_buckets=True)
 
 
 def test_a_missing_program_is_named() -> None:
