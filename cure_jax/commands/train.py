@@ -23,6 +23,7 @@ __doc__ = f"{__doc__}\n{reference.text()}\n"
 
 flags.adopt_module_key_flags(processes)
 _CONFIG = settings.define_config()
+flags.declare_key_flag("config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and the config go.")
 _PREEMPTED_STATUS = flags.DEFINE_integer(
     "preempted_status",

@@ -5,7 +5,8 @@ r"""Trains on Google Kubernetes Engine: a JobSet, or the same through xpk.
     python launch/pods/gke.py xpk --name=run --image=IMAGE --cluster=CLUSTER --zone=ZONE --type=v5litepod-64 -- ...
 
 A pod that is told to stop saves its state and ends with status 75, which is a failure for Kubernetes: the JobSet starts
-all pods again, and they resume. The image is made by launch/Dockerfile.
+all pods again, and they resume. The image is made by launch/Dockerfile. The config is checked before the job is sent,
+and the work directory must be in a bucket: pods share nothing else.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import Any
 
 from absl import app, flags
 
-from launch.pods.commands import Command, execute, training
+from launch.pods import commands
+from launch.pods.commands import Command, environment, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the job.")
 _IMAGE = flags.DEFINE_string("image", None, "Of launch/Dockerfile, in a registry that the cluster can read.")
@@ -26,6 +28,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", "8x8", "Of the slice: chips along ea
 _CHIPS_PER_HOST = flags.DEFINE_integer("chips_per_host", 4, "Of the machine type, such as 4 of ct5lp-hightpu-4t.")
 _RESTARTS = flags.DEFINE_integer("restarts", 100, "How often the job may start again.")
 _SPOT = flags.DEFINE_bool("spot", False, "On spot nodes.")
+_NAMESPACE = flags.DEFINE_string("namespace", "", "Of Kubernetes, for jobset; empty: that of kubectl.")
+_SERVICE_ACCOUNT = flags.DEFINE_string("service_account", "", "Of Kubernetes, for jobset: what may write the bucket.")
+_QUEUE = flags.DEFINE_string("queue", "", "Of Kueue, for jobset: the local queue that admits the job.")
 _CLUSTER = flags.DEFINE_string("cluster", "", "For xpk.")
 _ZONE = flags.DEFINE_string("zone", "", "For xpk.")
 _TYPE = flags.DEFINE_string("type", "v5litepod-64", "For xpk.")
@@ -41,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     action, rest = arguments[1] if len(arguments) > 1 else "", arguments[2:]
     if action not in ("jobset", "xpk"):
         sys.exit(f"error: got {action or 'no action'!r}; expected jobset or xpk.")
-    command = ["python", *training(rest), f"--preempted_status={PREEMPTED}"]
+    command = ["python", *training(rest, only_buckets=True), f"--preempted_status={PREEMPTED}"]
     if action == "jobset":
         # JSON is YAML.
         text = json.dumps(manifest(command), indent=2) + "\n"
@@ -68,6 +73,7 @@ def manifest(command: Sequence[str]) -> dict[str, Any]:
         "name": "train",
         "image": _IMAGE.value,
         "command": list(command),
+        "env": [{"name": name, "value": value} for name, value in environment().items()],
         # The ports at which the coordinator and libtpu listen.
         "ports": [{"containerPort": 8471}, {"containerPort": 8482}],
         "resources": {"limits": {"google.com/tpu": min(chips, _CHIPS_PER_HOST.value)}},
@@ -78,13 +84,20 @@ def manifest(command: Sequence[str]) -> dict[str, Any]:
         "nodeSelector": selector,
         "containers": [container],
     }
+    if _SERVICE_ACCOUNT.value:
+        pod["serviceAccountName"] = _SERVICE_ACCOUNT.value
     job = {"parallelism": hosts, "completions": hosts, "backoffLimit": 0, "template": {"spec": pod}}
     # One slice is one job, and all its pods lie on nodes of one topology.
     topology = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    metadata: dict[str, Any] = {"name": _NAME.value, "annotations": topology}
+    if _NAMESPACE.value:
+        metadata["namespace"] = _NAMESPACE.value
+    if _QUEUE.value:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": _QUEUE.value}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": _NAME.value, "annotations": topology},
+        "metadata": metadata,
         "spec": {
             "failurePolicy": {"maxRestarts": _RESTARTS.value},
             "replicatedJobs": [{"name": "slice", "replicas": 1, "template": {"spec": job}}],
@@ -96,6 +109,9 @@ def xpk(command: Sequence[str]) -> Command:
     """The same job, for a cluster made by xpk."""
     if not (_CLUSTER.value and _ZONE.value):
         sys.exit("error: xpk needs --cluster and --zone, those of `xpk cluster create`.")
+    for flag in (_NAMESPACE, _SERVICE_ACCOUNT, _QUEUE):
+        if flag.value:
+            sys.exit(f"error: got --{flag.name} for xpk, which has its own; expected it for jobset. Leave it out.")
     return Command(
         [
             "xpk",
@@ -109,10 +125,13 @@ def xpk(command: Sequence[str]) -> Command:
             f"--docker-image={_IMAGE.value}",
             f"--max-restarts={_RESTARTS.value}",
             f"--termination-grace-period-seconds={_GRACE_SECONDS}",
+            *(f"--env={name}={value}" for name, value in environment().items()),
             f"--command={shlex.join(command)}",
         ]
     )
 
+
+flags.adopt_module_key_flags(commands)
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["name", "image"])

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from absl import app, flags
 
+from launch.pods.commands import DRY_RUN
+
 _PROCESSES = flags.DEFINE_integer("processes", 2, "How many.", lower_bound=1)
 _DEVICES = flags.DEFINE_integer("devices", 1, "CPU devices of each.", lower_bound=1)
 _RESTARTS = flags.DEFINE_integer("restarts", 0, "How often the job may start again after one of them died.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the commands instead of running them.")
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     launcher = list(arguments[1:])
     if not launcher:
         sys.exit("error: got no launcher; expected one after --, for example -- launch/train.py --config=... .")
-    if _DRY_RUN.value:
+    if DRY_RUN.value:
         variables = " ".join(f"{name}={value}" for name, value in environment(_DEVICES.value).items())
         for command in commands(launcher, _PROCESSES.value, 12345):
             print(f"{variables} {shlex.join(command)}")
@@ -131,6 +132,8 @@ def _hand_on(job: Sequence[subprocess.Popen], number: signal.Signals, told: list
 
     return handler
 
+
+flags.declare_key_flag("dry_run")
 
 if __name__ == "__main__":
     app.run(main)

@@ -6,7 +6,8 @@
     python launch/pods/tpu.py logs|status|delete --name=pod --zone=us-west4-a
 
 `train` starts one process on every host and returns; each writes cure_jax/train.log. A job that is preempted has saved
-its state; create, set up and train again with the same --workdir, and it continues.
+its state; create, set up and train again with the same --workdir, and it continues. The config is checked before the
+job is sent, and the work directory must be in a bucket: the hosts share nothing else.
 """
 
 import shlex
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from absl import app, flags
 
-from launch.pods.commands import Command, execute, training
+from launch.pods import commands
+from launch.pods.commands import Command, environment, execute, training
 
 _NAME = flags.DEFINE_string("name", None, "Of the TPU.")
 _ZONE = flags.DEFINE_string("zone", None, "Where it is.")
 _PROJECT = flags.DEFINE_string("project", "", "Of Google Cloud; empty: the one gcloud is set to.")
 _TYPE = flags.DEFINE_string("type", "v5litepod-64", "Accelerator type; the number counts chips (v5e, v6e) or cores.")
 _RUNTIME = flags.DEFINE_string("runtime", "", "Version of the VM image; empty: the one for the type.")
+_SERVICE_ACCOUNT = flags.DEFINE_string("service_account", "", "Of the VMs: what may write the bucket; for create.")
 _SPOT = flags.DEFINE_bool("spot", False, "Cheaper, and may be taken away.")
 _QUEUED = flags.DEFINE_bool("queued", True, "Wait in the queue for it, instead of failing if there is none now.")
 
@@ -55,6 +58,7 @@ def create() -> list[Command]:
     if not _RUNTIME.value and generation not in _RUNTIMES:
         sys.exit(f"error: got the type {_TYPE.value!r}; expected one of {', '.join(_RUNTIMES)}-N, or --runtime too.")
     common = [f"--accelerator-type={_TYPE.value}", *_place(), *(["--spot"] if _SPOT.value else [])]
+    common += [f"--service-account={_SERVICE_ACCOUNT.value}"] if _SERVICE_ACCOUNT.value else []
     runtime = _RUNTIME.value or _RUNTIMES[generation]
     if _QUEUED.value:
         words = ["queued-resources", "create", _NAME.value, f"--node-id={_NAME.value}", f"--runtime-version={runtime}"]
@@ -79,8 +83,9 @@ def setup() -> list[Command]:
 
 def train(arguments: Sequence[str]) -> Command:
     """Starts a process on every host; they find each other."""
-    words = shlex.join([".venv/bin/python", *training(arguments)])
-    return _on_workers(f"cd cure_jax && nohup {words} >>train.log 2>&1 </dev/null &")
+    words = shlex.join([".venv/bin/python", *training(arguments, only_buckets=True)])
+    variables = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment().items())
+    return _on_workers(f"cd cure_jax && {variables}nohup {words} >>train.log 2>&1 </dev/null &")
 
 
 def logs() -> list[Command]:
@@ -112,6 +117,8 @@ def _tpus(*words: str | None) -> Command:
 def _place() -> list[str]:
     return [f"--zone={_ZONE.value}", *([f"--project={_PROJECT.value}"] if _PROJECT.value else [])]
 
+
+flags.adopt_module_key_flags(commands)
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["name", "zone"])

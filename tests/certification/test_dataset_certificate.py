@@ -82,7 +82,7 @@ def test_certificates_go_straight_into_reports(certificate: DatasetCertificate) 
     others = dataclasses.replace(certificate, verified={norm: np.zeros(3, bool) for norm in certificate.verified})
     table = report.markdown({"mine": certificate, "other": others})
     assert "certified ℓ∞ (0.1)" in table
-    assert "| mine | 1 | 100.0 | " in table
+    assert "\n| mine | 1 | " in table
     assert table == report.markdown([certificate.summary("mine"), others.summary("other")])
     assert report.summarize([certificate])[0].label == "ibp"
     assert report.certified_subsets(certificate) == report.certified_subsets(certificate.arrays())

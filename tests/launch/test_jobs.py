@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.pods import local
+from launch.pods import commands, local
 
 ROOT = Path(__file__).parents[2]
 TRAINING = ("--", "--config=configs/pod.py:mnist_cpu:max", "--workdir=gs://bucket/a run")
@@ -78,8 +78,32 @@ def test_a_jobset_has_one_pod_for_each_host_and_starts_again_when_stopped() -> N
     assert "9 chips of 3x3 are no multiple of chips_per_host 4" in result.stderr
 
 
+def test_a_job_has_its_environment_account_and_queue() -> None:
+    env, value = ("--env=TFDS_DATA_DIR=gs://b/data", "--env=SAID=it's a b"), "it's a b"
+    place = ("--namespace=team", "--queue=tpus", "--service_account=writer")
+    result = launch("gke", "jobset", "--name=run", "--image=i", *env, *place, *TRAINING)
+    manifest = json.loads(result.stdout.partition("\n")[2].removesuffix("EOF\n"))
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    variables = [{"name": "TFDS_DATA_DIR", "value": "gs://b/data"}, {"name": "SAID", "value": value}]
+    assert pod["containers"][0]["env"] == variables
+    assert pod["serviceAccountName"] == "writer"
+    assert manifest["metadata"]["namespace"] == "team"
+    assert manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpus"}
+    script = launch("slurm", *env, "--account=us", "--qos=low", *TRAINING).stdout
+    assert "#SBATCH --account=us\n#SBATCH --qos=low\n" in script
+    exported = [shlex.split(line) for line in script.splitlines() if line.startswith("export ")]
+    assert exported == [["export", "TFDS_DATA_DIR=gs://b/data"], ["export", f"SAID={value}"]]
+    (command,) = printed("tpu", *PLACE, *env, "train", *TRAINING)
+    assert any("cd cure_jax && export TFDS_DATA_DIR=gs://b/data; export SAID=" in word for word in command)
+    assert "--service-account=w" in printed("tpu", *PLACE, "--service_account=w", "create")[0]
+    assert "--dry_run" in launch("slurm", "--help", dry_run=False).stdout
+
+
 def test_xpk_gets_the_same_command() -> None:
-    (command,) = printed("gke", "--name=run", "--image=i", "--cluster=c", "--zone=z", "xpk", *TRAINING)
+    (command,) = printed("gke", "--name=run", "--image=i", "--cluster=c", "--zone=z", "--env=A=b c", "xpk", *TRAINING)
+    assert "--env=A=b c" in command
+    for_jobset = launch("gke", "--name=run", "--image=i", "--cluster=c", "--zone=z", "--queue=q", "xpk", *TRAINING)
+    assert "got --queue for xpk" in for_jobset.stderr
     assert command[:3] == ["xpk", "workload", "create"]
     inner = next(word for word in command if word.startswith("--command=")).removeprefix("--command=")
     assert shlex.split(inner) == ["python", "launch/train.py", *TRAINING[1:], "--preempted_status=75"]
@@ -112,6 +136,7 @@ def test_slurm_gives_each_gpu_a_process_and_requeues_a_stopped_job(tmp_path: Pat
         ("tpu", (*PLACE, "--type=v9-8", "create"), "got the type 'v9-8'; expected one of v2"),
         ("gke", ("--name=a", "--image=i", "job"), "got 'job'; expected jobset or xpk"),
         ("slurm", ("--", "--workdir=a"), "got no --config=... after --"),
+        ("tpu", (*PLACE, "--env=1A=b", "train", *TRAINING), "got --env=1A=b; expected NAME=VALUE"),
         ("local", (), "got no launcher; expected one after --"),
     ],
 )
@@ -120,6 +145,24 @@ def test_mistakes_are_named(script: str, arguments: tuple[str, ...], message: st
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--config=digits:max", "--workdir=/tmp/run"), "lies in /tmp, which each host has for itself"),
+        (("--config=digits:maks", "--workdir=a"), "Unknown method 'maks'"),
+        (("--config=digits:max", "--config.epochs=0", "--workdir=a"), r"config\.epochs is 0"),
+        (("--config=digits:max", "--config.l1=0", "--workdir=a"), "is called 'l1_penalty' now"),
+    ],
+)
+def test_a_training_is_checked_before_it_is_sent(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        commands.training(arguments, only_buckets=False)
+    right = ("--config=digits:max", "--workdir=runs/a", "--num_processes=1")
+    assert commands.training(right, only_buckets=False) == ["launch/train.py", *right]
+    with pytest.raises(SystemExit, match="runs/a is a directory of each host"):
+        commands.training(right, only_buckets=True)
 
 
 def test_a_missing_program_is_named() -> None:
