@@ -96,8 +96,8 @@ def test_what_else_uses_a_part_of_gelu_keeps_it():
 
 
 def test_predicates_of_ones_own_are_not_leaky_relu():
-    assert "select_n" in names(lambda x: jnp.where(x > 0, x, 0.1 * x))
+    assert names(lambda x: jnp.where(x > 0, x, 0.1 * x)) == ["piecewise_linear"]
 
 
 def test_parameters_that_depend_on_the_input_are_no_parameters():
-    assert "select_n" in names(lambda x: jax.nn.leaky_relu(x, jnp.abs(x)))
+    assert "where" in names(lambda x: jax.nn.leaky_relu(x, jnp.abs(x)))

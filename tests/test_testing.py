@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax import rules, testing
@@ -55,6 +56,46 @@ def test_gradient_ascent_finds_what_samples_do_not():
     wrong = lambda f: lambda region: Interval(jnp.zeros(1), jnp.full(1, 0.8))  # noqa: E731
     with pytest.raises(AssertionError, match="found by gradient ascent"):
         testing.assert_bounds_sound(wrong, f, region, key=KEY, num_samples=20)
+
+
+TRACED = []
+
+
+def counted(weights, x):
+    TRACED.append(weights)
+    return jnp.abs(x) @ weights
+
+
+def between_minus_one_and_one(f):
+    return lambda region: Interval(jnp.full(2, -1.0), jnp.full(2, 1.0))
+
+
+def test_a_network_given_as_a_partial_is_compiled_once_and_tested_with_its_own_weights():
+    check = functools.partial(testing.assert_bounds_sound, between_minus_one_and_one, key=KEY, num_samples=10)
+    small = jnp.array([[0.1, -0.2], [0.3, 0.1]])
+    check(Partial(counted, small), cj.l2_ball(X, 0.3))
+    traced = len(TRACED)
+    check(Partial(counted, 2 * small), cj.l2_ball(X - 0.1, 0.2))
+    with pytest.raises(AssertionError, match="above its upper bound 1"):
+        check(Partial(counted, 100 * small), cj.l2_ball(X, 0.3))
+    assert len(TRACED) == traced
+
+
+def test_what_a_function_closes_over_may_change():
+    held = {"weights": jnp.array([[0.1, -0.2], [0.3, 0.1]]), "bound": 1.0}
+    f = lambda x: x @ held["weights"]  # noqa: E731
+
+    def bound(f):
+        return lambda region: Interval(jnp.full(2, -held["bound"]), jnp.full(2, held["bound"]))
+
+    check = functools.partial(testing.assert_bounds_sound, region=cj.l2_ball(X, 0.3), key=KEY, num_samples=10)
+    check(between_minus_one_and_one, f)
+    check(bound, Partial(jnp.dot, jnp.eye(2)))
+    held |= {"weights": 100 * held["weights"], "bound": 0.1}
+    with pytest.raises(AssertionError, match="bound"):
+        check(between_minus_one_and_one, f)
+    with pytest.raises(AssertionError, match="bound"):
+        check(bound, Partial(jnp.dot, jnp.eye(2)))
 
 
 @pytest.mark.parametrize("second", [lambda x: x * 1e38 * 1e2, lambda x: jnp.sqrt(x - 10)], ids=["inf", "nan"])
