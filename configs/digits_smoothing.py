@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/digits_smoothing.py:consistency --workdir=runs/digits_smoothing/consistency
 
-Methods: gaussian | consistency (l_2), laplace | uniform | splitting (l_1). About 40 s on a busy core of a CPU. How they
-are certified, and with what result: docs/smoothing.md.
+Methods: gaussian | consistency (l_2), laplace | uniform | splitting (l_1). 40 s to 2 minutes on a busy core of a CPU.
+How they are certified, and with what result: docs/smoothing.md.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/mnist_smoothing.py:consistency --workdir=runs/mnist_smoothing/consistency
 
-Methods: consistency (l_2), splitting (l_1). About 4 minutes on a busy core of a CPU. TFDS_DATA_DIR or
+Methods: consistency (l_2), splitting (l_1). 4 to 9 minutes on a busy core of a CPU. TFDS_DATA_DIR or
 --config.data_dir says where the data is. How they are certified, and with what result: docs/smoothing.md.
 """
 
