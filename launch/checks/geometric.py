@@ -31,7 +31,7 @@ from absl import flags
 from cure_jax import data, models, perturbations, pytrees, report
 from cure_jax.certification import bound_method, margins
 from cure_jax.commands.parts import common
-from cure_jax.perturbations import Geometric, Inputs, affine, intervals
+from cure_jax.perturbations import Geometric, Inputs, affine, constructors, intervals
 from cure_jax.perturbations.colour import COLOURS
 from cure_jax.progress import compile_seconds
 from cure_jax.regions import Box, Interval
@@ -130,7 +130,7 @@ def parsed(text: str) -> Geometric:
             f"--perturbation is {text!r}; expected one of {', '.join(perturbations.PUBLISHED)}, or a call such as "
             "'rotation(-10, 10)'. Choose one."
         ) from error
-    return perturbations.by_name(call.func.id, (low, high))
+    return constructors.by_name(call.func.id, (low, high))
 
 
 def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbation: Geometric) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def training(arguments: Sequence[str], *, only_buckets: bool) -> list[str]:
             sys.exit(f"error: got no {flag}... after --; expected the flags of launch/train.py there.")
     # Only where it is needed: it takes seconds.
     from cure_jax.training.checks import check
-    from launch.parts import settings
+    from cure_jax.commands.parts import settings
 
     values = flags.FlagValues()
     settings.define_config(flag_values=values, sys_argv=["train", *arguments])
