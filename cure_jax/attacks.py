@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from cure_jax.regions import Box, L0Ball, LpBall, Region, check_region
+from cure_jax.regions import Box, L0Ball, LpBall, Region
+from cure_jax.regions.region import check_region
 from cure_jax.validation import as_class, check_logits
 
 Loss = Literal["cross_entropy", "margin", "dlr"]

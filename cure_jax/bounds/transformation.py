@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from cure_jax.regions import Region, check_region
+from cure_jax.regions import Region
+from cure_jax.regions.region import check_region
 from cure_jax.validation import described
 
 __all__ = ["transformation"]

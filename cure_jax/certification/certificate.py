@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Integer
 from cure_jax import pytrees
 from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
-from cure_jax.regions import Region, check_region
+from cure_jax.regions import Region
+from cure_jax.regions.region import check_region
 from cure_jax.validation import as_class, check_logits, described
 
 __all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]

@@ -13,7 +13,7 @@ from cure_jax.regions.box import Box, box
 from cure_jax.regions.convex_hull import Hull, hull
 from cure_jax.regions.cut_hull import CutHull
 from cure_jax.regions.l0_ball import L0Ball, l0_ball
-from cure_jax.regions.region import Interval, Region, check_region
+from cure_jax.regions.region import Interval, Region
 
 __all__ = [
     "Box",
@@ -24,7 +24,6 @@ __all__ = [
     "LpBall",
     "Region",
     "box",
-    "check_region",
     "hull",
     "l0_ball",
     "l1_ball",

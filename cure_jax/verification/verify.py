@@ -18,7 +18,8 @@ from cure_jax.bounds import alpha_crown
 from cure_jax.certification.batches import as_pytree
 from cure_jax.certification.specification import UnsafeSet
 from cure_jax.graph import Graph, Node
-from cure_jax.regions import Box, Region, check_region
+from cure_jax.regions import Box, Region
+from cure_jax.regions.region import check_region
 from cure_jax.validation import as_class
 from cure_jax.verification.branch_and_bound import Settings, search
 from cure_jax.verification.input_splitting import split_inputs

@@ -13,12 +13,14 @@ import cure_jax
 _INTERNAL = {
     "activations",
     "commands",
+    "control_flow",
     "convolution",
     "equality",
     "graph",
     "numerics",
     "progress",
     "pytrees",
+    "rewriting",
     "validation",
 }
 

@@ -59,8 +59,8 @@ def training(arguments: Sequence[str], *, only_buckets: bool) -> list[str]:
         if not any(argument.startswith(flag) for argument in arguments):
             sys.exit(f"error: got no {flag}... after --; expected the flags of launch/train.py there.")
     # Only where it is needed: it takes seconds.
-    from cure_jax.training.checks import check
     from cure_jax.commands.parts import settings
+    from cure_jax.training.checks import check
 
     values = flags.FlagValues()
     settings.define_config(flag_values=values, sys_argv=["train", *arguments])
