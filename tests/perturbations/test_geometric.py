@@ -95,7 +95,7 @@ def test_crown_knows_that_pixels_move_together():
     region = cj.box(jnp.array([0.0]), jnp.array([0.01]))
     widths = [float(bound(contrast)(region).upper - bound(contrast)(region).lower) for bound in (cj.ibp, cj.crown)]
     assert widths[0] > 0.019
-    assert widths[1] < 1e-5
+    assert widths[1] < 1e-4
 
 
 def test_windows_of_a_convolution_and_dense_coefficients_agree():
