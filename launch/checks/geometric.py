@@ -105,7 +105,7 @@ def pixel_box(perturbation: Geometric, x: jax.Array, cell: Interval) -> Interval
 
 def _hats(place: Interval, size: int) -> Interval:
     """The weights max(0, 1 - |place - pixel|) of the pixels along an axis, `[height, width, size]`."""
-    pixels = jnp.arange(size, dtype=place.dtype)
+    pixels = jnp.arange(size, dtype=place.dtype)[None, None]
     low, high = place.lower[..., None] - pixels, place.upper[..., None] - pixels
     farthest = jnp.maximum(jnp.abs(low), jnp.abs(high))
     nearest = jnp.where((low <= 0) & (high >= 0), 0, jnp.minimum(jnp.abs(low), jnp.abs(high)))
