@@ -34,6 +34,7 @@ from cure_jax.perturbations import Geometric, Inputs, affine, intervals
 from cure_jax.perturbations.colour import COLOURS
 from cure_jax.progress import compile_seconds
 from cure_jax.regions import Box, Interval
+from cure_jax.validation import validate
 from launch.parts import common
 
 _NETWORK = flags.DEFINE_string("network", "digits/max", "A name of cure_jax.models.pretrained_names().")
@@ -104,7 +105,7 @@ def pixel_box(perturbation: Geometric, x: jax.Array, cell: Interval) -> Interval
 
 def _hats(place: Interval, size: int) -> Interval:
     """The weights max(0, 1 - |place - pixel|) of the pixels along an axis, `[height, width, size]`."""
-    pixels = jnp.arange(size, dtype=place.dtype)
+    pixels = jnp.arange(size, dtype=place.dtype)[None, None]
     low, high = place.lower[..., None] - pixels, place.upper[..., None] - pixels
     farthest = jnp.maximum(jnp.abs(low), jnp.abs(high))
     nearest = jnp.where((low <= 0) & (high >= 0), 0, jnp.minimum(jnp.abs(low), jnp.abs(high)))
@@ -162,7 +163,7 @@ def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) 
     """
     if len(perturbation.kinds) > 1:
         raise ValueError(f"--picture is for one parameter; got {', '.join(perturbation.kinds)}. Leave it out.")
-    low, high, kind = perturbation.lower[0], perturbation.upper[0], perturbation.kinds[0]
+    kind, low, high = "".join(perturbation.kinds), min(perturbation.lower), max(perturbation.upper)
     thetas = np.linspace(low, high, 401, dtype=np.float32)[:, None]
 
     @jax.jit
@@ -193,8 +194,8 @@ def main() -> None:
     name = _NETWORK.value
     f, perturbation = models.pretrained(name).classifier, parsed(_PERTURBATION.value)
     dataset = models.pretrained_index()[name]["config"]["dataset"]
-    images, labels, _ = data.load(dataset, "test")
-    images, labels = images[: _IMAGES.value], labels[: _IMAGES.value]
+    images, labels, classes = data.load(dataset, "test")
+    images, labels = validate(images[: _IMAGES.value], labels[: _IMAGES.value], classes)
     if _PICTURE.value:
         draw(_PICTURE.value, f, images[0], int(labels[0]), perturbation)
     attack = perturbations.attack_geometric(f, images, labels, perturbation, key=jax.random.key(0))

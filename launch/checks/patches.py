@@ -1,6 +1,6 @@
 """Certifies networks against patches and few changed pixels, attacks them, and shows both.
 
-    python launch/patches.py --networks=mnist_cpu/max,mnist_cpu/linf --workdir=runs/patches
+    python launch/checks/patches.py --networks=mnist_cpu/max,mnist_cpu/linf --workdir=runs/patches
 
 prints a table: of the first --images test images, the share that is classified rightly, that is proved for every patch
 of each size (at every position, of any content) and for every choice of so many pixels, and that an attack does not
