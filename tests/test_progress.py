@@ -121,6 +121,16 @@ def test_what_takes_long_says_so_at_once_and_then_by_a_clock(caplog: pytest.LogC
     assert last.startswith("training [####################] 20/20 ")
 
 
+def test_the_clock_stops_when_steps_are_done() -> None:
+    console, output = _console(terminal=False)
+    with progress(20, "training", interval_seconds=1e6, console=console) as bar:
+        bar.begin("compiling")
+        bar._tick()
+        bar.advance(5)
+        bar._tick()
+    assert output.getvalue().count("compiling ...") == 2
+
+
 def test_without_a_log_lines_go_to_the_console() -> None:
     console, output = _console(terminal=False)
     with progress(20, "training", interval_seconds=1e6, console=console) as bar:
