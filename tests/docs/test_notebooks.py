@@ -14,7 +14,7 @@ from tests.test_doctests import option_flags, run_document
 
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOKS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.ipynb"))
-SLOW = ("from_pytorch_or_onnx", "to_a_pod_and_back", "train_in_three_norms")
+SLOW = ("certify_your_function", "to_a_pod_and_back", "train_in_three_norms")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
