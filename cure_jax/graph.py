@@ -66,7 +66,7 @@ _IDENTITIES = (
     "stop_gradient",
 )
 _COMPARISONS = ("gt", "ge", "lt", "le")
-# Affine entry by entry, where quotients have constant divisors and products one bounded factor.
+# Affine entry by entry, as quotients have constant divisors, and where products have one bounded factor.
 _STRAIGHT = ("add", "sub", "neg", "mul", "div")
 # Whole numbers and truth values of up to this size are computed while tracing, also under `jax.jit`: they count the
 # steps of loops and say where entries go.
@@ -421,15 +421,24 @@ class _Flattener:
         """The affine function of x, entry by entry, that y is; None if it is not known to be one."""
         if not isinstance(y, Node):
             return lambda value: jnp.broadcast_to(y, value.shape)
-        if y == x:
-            return lambda value: value
-        equation = self.equations[y.index - 1] if y.index else None
-        if equation is None or equation.name not in _STRAIGHT or (equation.name == "mul" and len(equation.bounded) > 1):
+        wanted, path = {y.index}, []
+        for equation in reversed(self.equations[x.index : y.index]):
+            if equation.output.index not in wanted:
+                continue
+            if not _is_straight(equation):
+                return None
+            wanted = wanted - {equation.output.index} | {node.index for node in equation.bounded}
+            path.append(equation)
+        if wanted != {x.index}:
             return None
-        parts = [self._straight(x, operand) for operand in equation.bounded]
-        if None in parts or any(node.shape != y.shape for node in equation.bounded):
-            return None
-        return lambda value: equation.evaluate(*(part(value) for part in parts if part is not None))
+
+        def straight(value: jax.Array) -> jax.Array:
+            values = {x.index: value}
+            for equation in reversed(path):
+                values[equation.output.index] = equation.evaluate(*(values[node.index] for node in equation.bounded))
+            return values[y.index]
+
+        return straight
 
     def _record(
         self,
@@ -483,6 +492,13 @@ def _is_whole(equation: Any) -> bool:
         getattr(kind, "dtype", None) in (jnp.bool_, jnp.int32, jnp.int64) and kind.size <= _MOST_WHOLE_NUMBERS
         for kind in types
     )
+
+
+def _is_straight(equation: Equation) -> bool:
+    """Whether an equation is affine entry by entry."""
+    if equation.name not in _STRAIGHT or (equation.name == "mul" and len(equation.bounded) > 1):
+        return False
+    return all(node.shape == equation.output.shape for node in equation.bounded)
 
 
 def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:
