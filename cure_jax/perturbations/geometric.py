@@ -46,7 +46,7 @@ from cure_jax.regions import Box, Interval
 __all__ = ["KINDS", "Geometric", "Kind"]
 
 # Of a cell that is new, as effects (see `Kind`); and of one that is too small to be split.
-_FIRST, _LEAST = 0.5, 1e-4
+_FIRST, _LEAST = 2.0, 1e-4
 # A cell is bounded in parts, along each parameter of `affine` and of `blur` in so many, by the number of these.
 _PARTS = (1, 4, 3, 2)
 

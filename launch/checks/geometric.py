@@ -156,7 +156,7 @@ def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbat
 
 
 def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) -> None:
-    """Draws an image along its parameter, with the bounds of its margin on the cells that `crown` needs.
+    """Draws an image along its parameter, with the bounds of its margin on 30 cells.
 
     Raises:
       ValueError: if there are several parameters.
@@ -177,8 +177,8 @@ def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) 
         )
         return jnp.min(bound_method(method)(margins(lambda t: f(transform(t)), label))(region).lower)
 
-    cells = perturbation.cells(x.shape)
-    edges = [*cells[:, 0], cells[-1, 1]]
+    edges = np.linspace(low, high, 31, dtype=np.float32)
+    cells = np.stack([edges[:-1], edges[1:]], axis=1)
     ways = {"CROWN on lines": ("crown", False), "IBP on intervals": ("ibp", False), "published": ("ibp", True)}
     bounds = {name: (edges, [float(bound(cell, *way)) for cell in cells]) for name, way in ways.items()}
     shown = {
