@@ -27,8 +27,10 @@ from cure_jax.data import digits
 from cure_jax.perturbations import Geometric
 from cure_jax.regions import Box, Interval
 
-_SAMPLES = flags.DEFINE_integer("samples", 1_000_000, "Parameters for each transformation, at least.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of cells and parameters.")
+# Not among those of the process: tests import several programs.
+_OWN = flags.FlagValues()
+_SAMPLES = flags.DEFINE_integer("samples", 1_000_000, "Parameters for each transformation, at least.", flag_values=_OWN)
+_SEED = flags.DEFINE_integer("seed", 0, "Of cells and parameters.", flag_values=_OWN)
 
 _FAMILIES = {"contrast": "colour", "brightness": "colour", "blur": "blur"}
 # Of the reference: it sums pixels in [0, 1].
@@ -260,4 +262,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(_OWN)
     common.run(main)

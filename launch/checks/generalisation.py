@@ -32,25 +32,30 @@ _BEYOND = {
     "scaling+shear": ((0.95, 1.05), (-0.05, 0.05)),
     "patch": 1,
 }
-_NETWORKS = flags.DEFINE_list("networks", None, "Names of cure_jax.models.pretrained_names().")
-_PERTURBATIONS = flags.DEFINE_string("perturbations", str(_BEYOND), "A dictionary, as config.perturbations has it.")
-_IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.")
-_METHOD = flags.DEFINE_enum("method", "ibp", ["ibp", "crown_ibp", "crown"], "How cells are bounded.")
-_MAX_CELLS = flags.DEFINE_integer("max_cells", 300, "Of an image; then it is given up.")
-_JSON = flags.DEFINE_string("json", None, "Where to keep the figures.")
+# Not among those of the process: tests import several programs.
+_OWN = flags.FlagValues()
+_NETWORKS = flags.DEFINE_list("networks", None, "Names of cure_jax.models.pretrained_names().", flag_values=_OWN)
+_PERTURBATIONS = flags.DEFINE_string(
+    "perturbations", str(_BEYOND), "A dictionary, as config.perturbations has it.", flag_values=_OWN
+)
+_IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.", flag_values=_OWN)
+_METHOD = flags.DEFINE_enum("method", "ibp", ["ibp", "crown_ibp", "crown"], "How cells are bounded.", flag_values=_OWN)
+_MAX_CELLS = flags.DEFINE_integer("max_cells", 300, "Of an image; then it is given up.", flag_values=_OWN)
+_JSON = flags.DEFINE_string("json", None, "Where to keep the figures.", flag_values=_OWN)
 
 
 def main() -> None:
     """Prints the table."""
-    wanted = ast.literal_eval(_PERTURBATIONS.value)
+    wanted = ast.literal_eval(str(_PERTURBATIONS.value))
     results: dict[str, dict[str, Any]] = {name: {} for name in wanted}
-    for network in _NETWORKS.value:
+    networks = _NETWORKS.value or []
+    for network in networks:
         f, (images, labels) = models.pretrained(network).classifier, _images(network)
         for name, perturbation in perturbations.by_names(wanted).items():
             results[name][network] = _measured(f, images, labels, perturbation)
             print(f"{network}, {name}: {results[name][network]}", flush=True)
-    print("\n| perturbation | " + " | ".join(_NETWORKS.value) + " |")
-    print("| --- |" + " ---: |" * len(_NETWORKS.value))
+    print("\n| perturbation | " + " | ".join(networks) + " |")
+    print("| --- |" + " ---: |" * len(networks))
     for name, by_network in results.items():
         cells = (f"{found['certified']:.0%} / {found['attacked']:.0%}" for found in by_network.values())
         print(f"| `{name}` {wanted[name]} | " + " | ".join(cells) + " |")
@@ -82,5 +87,6 @@ def _measured(f: Any, images: np.ndarray, labels: np.ndarray, perturbation: Any)
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(_OWN)
     flags.mark_flags_as_required(["networks"])
     common.run(main)

@@ -37,14 +37,22 @@ from cure_jax.progress import compile_seconds
 from cure_jax.regions import Box, Interval
 from cure_jax.validation import validate
 
-_NETWORK = flags.DEFINE_string("network", "digits/max", "A name of cure_jax.models.pretrained_names().")
-_PERTURBATION = flags.DEFINE_string("perturbation", "rotation(-10, 10)", "A benchmark, or a call.")
-_WAYS = flags.DEFINE_list("ways", ["published", "intervals", "crown_ibp", "crown"], "How cells are bounded.")
-_IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.")
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Cells at once.")
-_MAX_CELLS = flags.DEFINE_integer("max_cells", 2000, "Of an image; then it is given up.")
-_PICTURE = flags.DEFINE_string("picture", None, "Where a picture of the first image goes; of one parameter.")
-_JSON = flags.DEFINE_string("json", None, "Where to keep the figures.")
+# Not among those of the process: tests import several programs.
+_OWN = flags.FlagValues()
+_NETWORK = flags.DEFINE_string(
+    "network", "digits/max", "A name of cure_jax.models.pretrained_names().", flag_values=_OWN
+)
+_PERTURBATION = flags.DEFINE_string("perturbation", "rotation(-10, 10)", "A benchmark, or a call.", flag_values=_OWN)
+_WAYS = flags.DEFINE_list(
+    "ways", ["published", "intervals", "crown_ibp", "crown"], "How cells are bounded.", flag_values=_OWN
+)
+_IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.", flag_values=_OWN)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Cells at once.", flag_values=_OWN)
+_MAX_CELLS = flags.DEFINE_integer("max_cells", 2000, "Of an image; then it is given up.", flag_values=_OWN)
+_PICTURE = flags.DEFINE_string(
+    "picture", None, "Where a picture of the first image goes; of one parameter.", flag_values=_OWN
+)
+_JSON = flags.DEFINE_string("json", None, "Where to keep the figures.", flag_values=_OWN)
 
 
 @pytrees.register
@@ -220,4 +228,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(_OWN)
     common.run(main)

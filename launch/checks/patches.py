@@ -28,20 +28,28 @@ from cure_jax.commands.parts import common
 from cure_jax.perturbations import certify_perturbation, patch, patch_attack, pixel_attack
 from cure_jax.report import Perturbed, perturbed_images
 
-_NETWORKS = flags.DEFINE_list("networks", None, "Names of networks that come with the library.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where patches.json and the pictures go.")
-_IMAGES = flags.DEFINE_integer("images", 100, "How many test images to certify and to attack.", lower_bound=1)
-_PATCHES = flags.DEFINE_list("patches", ["2", "5"], "Sides of square patches.")
-_PIXELS = flags.DEFINE_list("pixels", ["1", "2"], "How many pixels may change.")
+# Not among those of the process: tests import several programs.
+_OWN = flags.FlagValues()
+_NETWORKS = flags.DEFINE_list("networks", None, "Names of networks that come with the library.", flag_values=_OWN)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where patches.json and the pictures go.", flag_values=_OWN)
+_IMAGES = flags.DEFINE_integer(
+    "images", 100, "How many test images to certify and to attack.", lower_bound=1, flag_values=_OWN
+)
+_PATCHES = flags.DEFINE_list("patches", ["2", "5"], "Sides of square patches.", flag_values=_OWN)
+_PIXELS = flags.DEFINE_list("pixels", ["1", "2"], "How many pixels may change.", flag_values=_OWN)
 _PATCH_METHODS = flags.DEFINE_list(
     "patch_methods",
     ["ibp", "crown_ibp", "crown"],
     "What proves patches: the first super-windows, all single positions.",
+    flag_values=_OWN,
 )
 _PIXEL_METHODS = flags.DEFINE_list(
-    "pixel_methods", ["ibp", "crown_ibp", "vertex_crown"], "What proves changed pixels, from cheap to tight."
+    "pixel_methods",
+    ["ibp", "crown_ibp", "vertex_crown"],
+    "What proves changed pixels, from cheap to tight.",
+    flag_values=_OWN,
 )
-_TIMEOUT = flags.DEFINE_float("timeout", 300.0, "Seconds to certify one perturbation of one network.")
+_TIMEOUT = flags.DEFINE_float("timeout", 300.0, "Seconds to certify one perturbation of one network.", flag_values=_OWN)
 
 STRIDE = 3
 BATCH_SIZE, ATTACK_STEPS = 64, 10
@@ -166,5 +174,6 @@ def _pixels(k: int) -> Threat:
 
 
 if __name__ == "__main__":
+    flags.FLAGS.append_flag_values(_OWN)
     flags.mark_flags_as_required(["networks", "workdir"])
     common.run(main)

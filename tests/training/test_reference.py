@@ -11,7 +11,7 @@ from cure_jax import training
 from cure_jax.training import reference
 from cure_jax.training.checks import warn
 from cure_jax.training.collapse import watch_for_collapse
-from cure_jax.training.config import _objective, default_config
+from cure_jax.training.config import default_config, objective_of
 from cure_jax.training.fields import FIELDS
 from cure_jax.training.losses import LOSSES
 from cure_jax.training.names import RENAMED, is_known, with_new_names
@@ -45,7 +45,7 @@ def test_help_and_the_document_have_every_field_and_loss_and_each_says_what_it_i
 def test_every_loss_can_be_made_of_its_fields(kind: str) -> None:
     fields = {name: field.default for name, field in LOSSES[kind].fields.items()}
     config = tiny.config(losses={"l2": {"kind": kind, **fields}})
-    assert callable(_objective(config, "l2", config.losses.l2))
+    assert callable(objective_of(config, "l2", config.losses.l2))
 
 
 def test_old_names_are_of_no_field_and_become_new_ones() -> None:
