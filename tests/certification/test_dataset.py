@@ -124,7 +124,8 @@ def test_the_norm_that_proves_most_in_a_second_is_next(monkeypatch):
     decided = []
     cascade.run({norm: fresh(norm) for norm in proved}, lambda doing, count: decided.append((count, doing)), 1e6)
     assert order == ["linf", "l2", "l2", "l2", "linf", "linf"]
-    assert decided[:2] == [(4, "linf a"), (4, "l2 a")]
+    assert decided[:4] == [(0, "compiling linf a"), (4, "linf a"), (0, "compiling l2 a"), (4, "l2 a")]
+    assert [count for count, _ in decided[4:]] == [4] * 4
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
