@@ -59,7 +59,9 @@ class Shifted:
 jax.tree_util.register_static(Shifted)
 
 
-@pytest.mark.parametrize("perturbation", [perturbations.patch(2), perturbations.pixels(2), Shifted()], ids=str)
+@pytest.mark.parametrize(
+    "perturbation", [perturbations.patch(2), perturbations.pixels(2), Shifted()], ids=["patch", "pixels", "own"]
+)
 def test_every_perturbation_has_an_attack_that_stays_inside(perturbation):
     labels = np.array([1, 1, 1, 1])
     attack = perturbations.attack_perturbation(
