@@ -66,6 +66,8 @@ _IDENTITIES = (
     "stop_gradient",
 )
 _COMPARISONS = ("gt", "ge", "lt", "le")
+# Not defined for all real numbers: those whose rules have a domain of operands.
+_PARTIAL = ("integer_pow", "log", "log1p", "pow", "rsqrt", "sqrt")
 # Affine entry by entry, as quotients have constant divisors, and where products have one bounded factor.
 _STRAIGHT = ("add", "sub", "neg", "mul", "div")
 # Whole numbers and truth values of up to this size are computed while tracing, also under `jax.jit`: they count the
@@ -208,6 +210,7 @@ def trace(
     tracer = _Flattener(_canonical(precision), constants or _as_it_is)
     source = Node(0, tuple(example.shape), jnp.dtype(example.dtype))
     (output,) = tracer.run(closed, [source], outer_source=None)
+    output = tracer.defined(output, inner.outvars[0].aval)
     return Graph(source, output, _needed(tracer.equations, output))
 
 
@@ -231,6 +234,26 @@ class _Flattener:
         self.precision = precision
         self.constants = constants
         self.equations: list[Equation] = []
+        # Nodes that were taken for numbers, where something would come out otherwise if they were none.
+        self.judged: list[Node] = []
+
+    def defined(self, output: Operand, kind: Any) -> Operand:
+        """The output, known only where all is that a judgement rests on: log(x) may be no number, and tanh hide it."""
+        wanted, partial = {node.index for node in self.judged}, []
+        for equation in reversed(self.equations):
+            if equation.output.index in wanted:
+                wanted.update(node.index for node in equation.bounded)
+                if _is_partial(equation):
+                    partial.append(equation)
+        if not partial:
+            return output
+        shape = tuple(kind.shape)
+        tops = [
+            self._recorded(lambda x: [jnp.broadcast_to(jnp.max(x), shape)], [equation.output], equation.source)[0]
+            for equation in partial
+        ]
+        known = output if isinstance(output, Node) else jnp.broadcast_to(output, shape)
+        return self._record("defined", {}, [known, *tops], kind, partial[0].source, lambda x, *tops: x)
 
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
         inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
@@ -292,7 +315,8 @@ class _Flattener:
         if equation.primitive.multiple_results:
             raise _unsupported(name, source, "it has several results")
         if name == "is_finite" or (name == "ne" and operands[0] is operands[1]):
-            # A node stands for real numbers. Where one would be infinite, its bounds are infinite or not a number.
+            # A node stands for real numbers. Where it may be none, `defined` says that nothing is known.
+            self.judged.append(operands[0])
             return [jnp.full(output.shape, name == "is_finite")]
         if name in _BROADCASTING:
             operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]
@@ -390,6 +414,7 @@ class _Flattener:
         )
         straight = [piece for piece in pieces if piece is not None]
         if len(straight) < 2:
+            self.judged.extend(operand for operand in compared if isinstance(operand, Node))
             return [self._record("where", {"comparison": name}, [*compared, *cases], output, source, bind)]
         # Right of the kink the node is greater.
         flipped = compared[0] is not nodes[0]
@@ -398,6 +423,7 @@ class _Flattener:
         def chosen(*compared: jax.Array) -> jax.Array:
             return lax.select_n(order(*compared), *(piece(compared[flipped]) for piece in straight))
 
+        self.judged.append(nodes[0])
         return [self._record("piecewise_linear", params, compared, output, source, chosen)]
 
     def _comparison(self, predicate: Node) -> tuple[str, Sequence[Operand]] | None:
@@ -499,6 +525,11 @@ def _is_straight(equation: Equation) -> bool:
     if equation.name not in _STRAIGHT or (equation.name == "mul" and len(equation.bounded) > 1):
         return False
     return all(node.shape == equation.output.shape for node in equation.bounded)
+
+
+def _is_partial(equation: Equation) -> bool:
+    """Whether its value may be no real number."""
+    return equation.name in _PARTIAL and (equation.name != "integer_pow" or equation.params["y"] < 0)
 
 
 def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:

@@ -157,7 +157,7 @@ def _pulled(graph: Graph, target: Node, coefficients: jax.Array) -> dict[int, ja
 
 def _times(constant: jax.Array, rows: jax.Array) -> jax.Array:
     """Their product; 0 where a factor is 0, also if the other one is infinite (there is no Lipschitz constant)."""
-    return jnp.where((constant > 0) & (rows > 0), constant * rows, 0)
+    return jnp.where((constant == 0) | (rows == 0), 0, constant * rows)
 
 
 def _constants(graph: Graph, norms: Mapping[tuple[int, int], jax.Array]) -> dict[int, jax.Array]:

@@ -112,8 +112,9 @@ def covered_radius(radii: Mapping[float, float], p: float, size: int, *, hull: b
 def _in_union(few: float, many: float, p: float, size: int) -> float:
     if p == math.inf:
         return many
-    # In units of `many`, so that powers do not overflow.
-    return many * (1 + (few / many - 1) ** p / (size - 1) ** (p - 1)) ** (1 / p)
+    # In units of `many`, and of a ratio below 1, so that powers do not overflow.
+    excess = few / many - 1
+    return many * (1 + excess * (excess / (size - 1)) ** (p - 1)) ** (1 / p)
 
 
 def _in_hull(few: float, many: float, p: float) -> float:

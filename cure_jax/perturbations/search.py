@@ -251,7 +251,8 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
 
             lower = bound_method(method)(margins(perturbed, label))(region).lower
             right = predicts(perturbed, point, label)
-            return {"lower": jnp.min(lower), "proved": proves(lower), "right": right}
+            # Where its own point lies outside, the region is none of this image.
+            return {"lower": jnp.min(lower), "proved": proves(lower) & region.contains(point), "right": right}
 
         return jax.vmap(one)(x, label, cell)
 

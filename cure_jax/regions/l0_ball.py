@@ -82,12 +82,14 @@ class L0Ball:
         """
         end = jnp.where(coefficients > 0, self.upper, jnp.where(coefficients < 0, self.lower, self.center))
         gains = self._by_pixel(coefficients * (end - self.center)).ravel()
-        best = lax.top_k(gains, min(self.k, gains.size))[0]
+        # No pixel has to change: where the center is outside of the limits, a change may lose.
+        best = lax.top_k(jnp.maximum(gains, 0), min(self.k, gains.size))[0]
         return numerics.total(coefficients * self.center) + numerics.total(best)
 
     def bounding_box(self) -> Interval:
-        """Return the smallest box that holds the region: all of the limits, unless nothing may differ."""
-        return Interval(self.lower, self.upper) if self.k else Interval(self.center, self.center)
+        """Return the smallest box that holds the region: limits and center; the center alone if nothing may differ."""
+        center = Interval(self.center, self.center)
+        return Interval(self.lower, self.upper).union(center) if self.k else center
 
     def contains(self, x: Float[Array, "*x"], tolerance: float = 0.0) -> Bool[Array, ""]:
         """Return whether x is in the region; False for NaN.

@@ -134,7 +134,7 @@ def _writes_once(equation: Equation) -> bool:
     if equation.params["unique_indices"]:
         return True
     if isinstance(indices, jax.core.Tracer):
-        return indices.size == indices.shape[-1]
+        return math.prod(indices.shape[:-1]) == 1
     with jax.ensure_compile_time_eval():
         zeros, ones = (jnp.full(x.shape, value, jnp.int32) for x, value in ((there, 0), (updates, 1)))
         written = lax.scatter_add(zeros, jnp.asarray(indices), ones, **_scatter_options(equation))

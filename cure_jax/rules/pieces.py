@@ -12,6 +12,7 @@ Source: Singh et al., "An Abstract Domain for Certifying Neural Networks" (DeepP
 a function with one kink).
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,8 +27,6 @@ from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwis
 __all__: list[str] = []
 
 _NARROWEST = 1e-16
-# Two pieces meet, up to rounding, if they are no further apart, in units of the machine epsilon.
-_ROUNDING = 8
 
 
 class _Pieces(NamedTuple):
@@ -139,8 +138,8 @@ def _lipschitz(equation: Equation) -> jax.Array:
     pieces = _pieces(equation)
     (p, s), (q, t), kink = pieces.left, pieces.right, pieces.kink
     known = jnp.where(jnp.isfinite(kink), kink, 0)
-    size = jnp.abs(p * known) + jnp.abs(q * known) + jnp.abs(s) + jnp.abs(t)
-    meet = jnp.abs(p * known + s - q * known - t) <= _ROUNDING * jnp.finfo(kink.dtype).eps * size
+    # The same number: a jump as small as a rounding is a jump.
+    meet = p * known + s == q * known + t
     steepest = jnp.maximum(jnp.abs(p), jnp.abs(q))
     return jnp.max(jnp.where(meet & ~jnp.isnan(kink), steepest, math.inf), initial=0)
 
@@ -212,3 +211,32 @@ def _unbounded(equation: Equation) -> float:
 
 
 register("where", Nonlinear(_where_interval, _where_relax, _unbounded, undecided=_where_undecided))
+
+
+def _defined(equation: Equation, intervals: Sequence[Interval]) -> tuple[Interval, jax.Array]:
+    """The box of the value, and whether all that it rests on is known to be numbers."""
+    (value, *_), tops = equation.operands, list(intervals)
+    known = tops.pop(0) if isinstance(value, Node) else Interval(value, value)
+    finite = [jnp.isfinite(top.lower) & jnp.isfinite(top.upper) for top in tops]
+    return known, functools.reduce(jnp.logical_and, finite)
+
+
+def _defined_interval(equation: Equation, *intervals: Interval) -> Interval:
+    value, is_known = _defined(equation, intervals)
+    return Interval(jnp.where(is_known, value.lower, -jnp.inf), jnp.where(is_known, value.upper, jnp.inf))
+
+
+def _defined_relax(equation: Equation, intervals: Sequence[Interval], alpha: jax.Array | None) -> Relaxation:
+    del alpha
+    value, is_known = _defined(equation, intervals)
+    is_node = isinstance(equation.operands[0], Node)
+    slopes = [jnp.zeros_like(value.lower) for _ in intervals]
+    if is_node:
+        slopes[0] = is_known.astype(value.dtype)
+    intercept = jnp.zeros_like(value.lower) if is_node else value.lower
+    ends = (jnp.where(is_known, intercept, otherwise) for otherwise in (-jnp.inf, jnp.inf))
+    lower, upper = (elementwise_map(slopes, end) for end in ends)
+    return Relaxation(lower, upper)
+
+
+register("defined", Nonlinear(_defined_interval, _defined_relax, _unbounded))

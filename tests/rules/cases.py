@@ -160,6 +160,7 @@ CASES = {
     "where of curves": Case("where", lambda x: jnp.where(x > 0, jnp.exp(x), 0.2)),
     "where of two": Case("where", lambda x: jnp.where(x < x[::-1], x, -x)),
     "where of rows": Case("where", lambda x: jnp.where(x[:, :1] > 0, x, 2.0), (2, 2)),
+    "defined": Case("defined", lambda x: jnp.where(jnp.isnan(jnp.log(x)), 0.0, 2 * x)),
     "sin": Case("sin", jnp.sin),
     "cos": Case("cos", jnp.cos),
     "logaddexp": Case("logaddexp", lambda x: jnp.logaddexp(x, 2 * x[::-1])),

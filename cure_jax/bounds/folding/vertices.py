@@ -82,7 +82,7 @@ def vertices_of(region: Region) -> Vertices | None:
         return Vertices(region.center, region.radius, region.radius, *region.room())
     if isinstance(region, L0Ball) and region.counts_numbers and region.k:
         share = jnp.full_like(region.center, 1 / region.k)
-        up, down = region.upper - region.center, region.center - region.lower
+        up, down = jnp.maximum(region.upper - region.center, 0), jnp.maximum(region.center - region.lower, 0)
         return Vertices(region.center, region.k * up, region.k * down, share, share)
     return None
 
