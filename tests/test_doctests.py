@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "cure_jax").rglob("*.py")
+    # Each command has flags of the process; they have no examples, and __main__ runs.
+    if "commands" not in path.parts and path.stem != "__main__"
 )
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *(ROOT / "cure_jax").rglob("README.md")]

@@ -142,7 +142,7 @@ def test_the_default_config_is_right() -> None:
         ),
         (
             {"losses": {"l2": {"kind": "noise", "entropy": -1.0}}},
-            r"losses\.l2\.entropy is -1\.0; expected a finite weight",
+            r"losses\.l2\.entropy is -1\.0; expected a finite number, at least 0",
         ),
     ],
     ids=str,
