@@ -173,8 +173,16 @@ LOSSES: Mapping[str, Loss] = {
                 use="gaussian for l2; uniform, laplace or splitting for l1.",
                 choices=tuple(smoothing.NOISES),
             ),
-            "scale": Field(0.25, "Of the noise; the ramp brings it in.", unit="pixels of [0, 1]", least=0),
-            "levels": Field(255, "Images and noise are multiples of 1 / levels.", least=1),
+            "scale": Field(
+                0.25,
+                "Of the noise; the ramp brings it in.",
+                unit="pixels of [0, 1]",
+                use="That of the smoothed classifier; larger for larger radii.",
+                least=0,
+            ),
+            "levels": Field(
+                255, "Images and noise are multiples of 1 / levels.", use="Fewer where images have fewer.", least=1
+            ),
             "samples": Field(1, "Views of each image.", use="2 with a consistency.", least=1),
             "consistency": Field(
                 0.0,
@@ -186,6 +194,7 @@ LOSSES: Mapping[str, Loss] = {
             "entropy": Field(
                 0.5,
                 "Weight of the entropy of their mean, with a consistency.",
+                use="As published.",
                 source="Jeong & Shin, NeurIPS 2020",
                 least=0,
             ),

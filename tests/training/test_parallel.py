@@ -83,7 +83,7 @@ def test_random_norm_deals_out_the_batch_alike_however_it_is_divided() -> None:
 
 def test_noise_is_drawn_alike_however_the_batch_is_divided() -> None:
     losses = {"l2": {"kind": "noise", "noise": "gaussian", "levels": 255, "samples": 2, "consistency": 1.0}}
-    sharded, single = _train(tiny.TinyMLP(), tiny.config(losses=losses, regularizer=0.0), ["shard_map", "jit"])
+    sharded, single = _train(tiny.TinyMLP(), tiny.config(losses=losses, warmup_regularizer=0.0), ["shard_map", "jit"])
     chex.assert_trees_all_close(sharded, single, rtol=1e-4, atol=1e-4)
 
 
