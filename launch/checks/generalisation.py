@@ -88,5 +88,6 @@ def _measured(f: Any, images: np.ndarray, labels: np.ndarray, perturbation: Any)
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(_OWN)
+    _OWN.mark_as_parsed()
     flags.mark_flags_as_required(["networks"])
     common.run(main)

@@ -229,4 +229,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(_OWN)
+    _OWN.mark_as_parsed()
     common.run(main)

@@ -175,5 +175,6 @@ def _pixels(k: int) -> Threat:
 
 if __name__ == "__main__":
     flags.FLAGS.append_flag_values(_OWN)
+    _OWN.mark_as_parsed()
     flags.mark_flags_as_required(["networks", "workdir"])
     common.run(main)
