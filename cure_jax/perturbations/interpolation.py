@@ -5,6 +5,7 @@ of the box, and where lines of pixels cut it. That is the exact range on the box
 weights times pixels, which forgets that weights sum to 1.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,8 @@ __all__ = ["Interpolated", "interpolate", "interpolate_over"]
 
 # Pixels under a box of places along each axis: boxes are at most two pixels wide, or nothing is known but the image.
 _SUPPORT = 3
+# The pixels begin before a place that is nearer than this to their line: more than places may be rounded differently.
+_SHIFT = 1e-3
 
 
 class Interpolated(NamedTuple):
@@ -35,10 +38,9 @@ class Interpolated(NamedTuple):
 
 def interpolate(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """The image `[height, width, channels]` at places `[height, width]`."""
-    above, left = jnp.floor(rows), jnp.floor(columns)
-    pixels = _patch(x, above, left)[:, :, :2, :2]
-    row_weights, column_weights = _hats((rows - above)[..., None], 2), _hats((columns - left)[..., None], 2)
-    return jnp.squeeze(_at_points(row_weights, column_weights, pixels), (2, 3))
+    (pixels,), row_lines, column_lines = _patch([x], rows, columns)
+    weights = _hats(rows[..., None], row_lines), _hats(columns[..., None], column_lines)
+    return jnp.squeeze(_at_points(*weights, pixels), (2, 3))
 
 
 def interpolate_over(x: Interval, rows: Interval, columns: Interval) -> Interpolated:
@@ -53,22 +55,22 @@ def interpolate_over(x: Interval, rows: Interval, columns: Interval) -> Interpol
       Holds at all places of the boxes, rounding accounted for. The derivatives are those of all squares of pixels that
       a box meets; on a line of pixels, of both sides.
     """
-    base = jnp.floor(rows.lower), jnp.floor(columns.lower)
-    lower, upper = (_patch(end, *base) for end in (x.lower, x.upper))
+    (lower, upper), *lines = _patch([x.lower, x.upper], rows.lower - _SHIFT, columns.lower - _SHIFT)
     row_weights, column_weights = (
-        _hats(_points(places, low), _SUPPORT) for places, low in zip((rows, columns), base, strict=True)
+        _hats(_points(places, at), at) for places, at in zip((rows, columns), lines, strict=True)
     )
     corners = [_at_points(row_weights, column_weights, end) for end in (lower, upper)]
     magnitude = jnp.max(jnp.maximum(jnp.abs(lower), jnp.abs(upper)), axis=(2, 3))
     found = outward(jnp.min(corners[0], axis=(2, 3)), jnp.max(corners[1], axis=(2, 3)), magnitude)
     # What is known of places that are further apart: pixels of the image, and zeros.
     least, greatest = jnp.minimum(jnp.min(x.lower), 0), jnp.maximum(jnp.max(x.upper), 0)
-    wide = (rows.upper - base[0] <= _SUPPORT - 1) & (columns.upper - base[1] <= _SUPPORT - 1)
-    known = wide[..., None]
+    first_row, first_column = (at[..., 0] for at in lines)
+    narrow = (rows.upper - first_row <= _SUPPORT - 1) & (columns.upper - first_column <= _SUPPORT - 1)
+    known = narrow[..., None]
     across = greatest - least
-    by_row = _slopes(lower, upper, column_weights, rows.upper > base[0] + 1, magnitude)
+    by_row = _slopes(lower, upper, column_weights, rows.upper > first_row + 1, magnitude)
     swapped = lower.swapaxes(2, 3), upper.swapaxes(2, 3)
-    by_column = _slopes(*swapped, row_weights, columns.upper > base[1] + 1, magnitude)
+    by_column = _slopes(*swapped, row_weights, columns.upper > first_column + 1, magnitude)
     return Interpolated(
         _where(known, found, least, greatest),
         _where(known, by_row, -across, across),
@@ -80,30 +82,41 @@ def _where(known: jax.Array, interval: Interval, least: jax.Array, greatest: jax
     return Interval(jnp.where(known, interval.lower, least), jnp.where(known, interval.upper, greatest))
 
 
-def _patch(x: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """The pixels from the given ones on, `[height, width, _SUPPORT, _SUPPORT, channels]`."""
-    height, width, _ = x.shape
-    padded = jnp.pad(x, [(_SUPPORT, _SUPPORT)] * 2 + [(0, 0)])
-    along = jnp.arange(_SUPPORT, dtype=jnp.int32)[None, None]
+def _patch(
+    images: Sequence[jax.Array], rows: jax.Array, columns: jax.Array
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """The pixels from the ones before the given places on, and the rows and columns that they are in.
+
+    Every pixel brings its own row and column with it, out of the same gather. XLA may compute a place anew for each
+    use and round it differently: on a line of pixels the weights would then be those of other pixels.
+
+    Returns:
+      Of each image `[height, width, _SUPPORT, _SUPPORT, channels]`; rows and columns, `[height, width, _SUPPORT]`.
+    """
+    height, width, channels = images[0].shape
+    padded = [jnp.pad(image, [(_SUPPORT, _SUPPORT)] * 2 + [(0, 0)]) for image in images]
+    ranges = [jnp.arange(-_SUPPORT, size + _SUPPORT, dtype=images[0].dtype) for size in (height, width)]
+    places = jnp.stack(jnp.meshgrid(*ranges, indexing="ij"), axis=-1)
+    along = jnp.arange(_SUPPORT, dtype=jnp.int32)
     # Further out all pixels are zeros.
     starts = [
-        jnp.nan_to_num(jnp.clip(start, -_SUPPORT, size)).astype(jnp.int32) + _SUPPORT
+        jnp.nan_to_num(jnp.clip(jnp.floor(start), -_SUPPORT, size)).astype(jnp.int32) + _SUPPORT
         for start, size in ((rows, height), (columns, width))
     ]
-    row_indices, column_indices = (start[..., None] + along for start in starts)
-    return padded[row_indices[..., :, None], column_indices[..., None, :]]
+    row_indices, column_indices = (start[..., None] + along[None, None] for start in starts)
+    gathered = jnp.concatenate([*padded, places], axis=-1)[row_indices[..., :, None], column_indices[..., None, :]]
+    *pixels, there = jnp.split(gathered, [channels * (i + 1) for i in range(len(images))], axis=-1)
+    return pixels, there[:, :, :, 0, 0], there[:, :, 0, :, 1]
 
 
-def _points(places: Interval, base: jax.Array) -> jax.Array:
-    """The two ends of an interval of places and the line of pixels in between, from its first pixel."""
-    low, high = places.lower - base, places.upper - base
-    return jnp.stack([low, jnp.minimum(high, 1), high], axis=-1)
+def _points(places: Interval, at: jax.Array) -> jax.Array:
+    """The two ends of an interval of places and the line of pixels in between."""
+    return jnp.stack([places.lower, jnp.clip(at[..., 1], places.lower, places.upper), places.upper], axis=-1)
 
 
-def _hats(points: jax.Array, support: int) -> jax.Array:
-    """Weights of pixels at points `[..., points]`: `[..., points, support]`."""
-    pixels = jnp.arange(support, dtype=points.dtype).reshape(*(1,) * points.ndim, support)
-    return jnp.maximum(1 - jnp.abs(points[..., None] - pixels), 0)
+def _hats(points: jax.Array, at: jax.Array) -> jax.Array:
+    """Weights of the pixels at `[..., pixels]` for points `[..., points]`: `[..., points, pixels]`."""
+    return jnp.maximum(1 - jnp.abs(points[..., :, None] - at[..., None, :]), 0)
 
 
 def _at_points(row_weights: jax.Array, column_weights: jax.Array, pixels: jax.Array) -> jax.Array:

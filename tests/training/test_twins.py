@@ -26,7 +26,12 @@ _DATA = tiny.data(size=32)
 
 def _quick(**fields: Any) -> ml_collections.ConfigDict:
     """IBP alone, which compiles fast, from the parameters that a network brings."""
-    ibp = {"losses": {"linf": {"kind": "ibp"}}, "warmup_regularizer": 0.0, "parallel": "jit", "initialization": "default"}
+    ibp = {
+        "losses": {"linf": {"kind": "ibp"}},
+        "warmup_regularizer": 0.0,
+        "parallel": "jit",
+        "initialization": "default",
+    }
     return tiny.config(**{**ibp, **fields})
 
 
