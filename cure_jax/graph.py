@@ -316,7 +316,9 @@ class _Flattener:
             raise _unsupported(name, source, "it has several results")
         if name == "is_finite" or (name == "ne" and operands[0] is operands[1]):
             # A node stands for real numbers. Where it may be none, `defined` says that nothing is known.
-            self.judged.append(operands[0])
+            (judged, *_) = operands
+            assert isinstance(judged, Node)
+            self.judged.append(judged)
             return [jnp.full(output.shape, name == "is_finite")]
         if name in _BROADCASTING:
             operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]

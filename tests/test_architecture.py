@@ -73,7 +73,9 @@ def test_only_the_graph_and_primitives_of_our_own_read_jaxprs():
 
 
 def test_the_library_does_not_import_what_is_built_on_it():
-    assert offenders("configs", "launch", "tests", "chex", allowed={"cure_jax/testing.py"}) == {}
+    # The commands are built on the settings.
+    allowed = {"cure_jax/testing.py", "cure_jax/commands/completion.py", "cure_jax/commands/parts/settings.py"}
+    assert offenders("configs", "launch", "tests", "chex", allowed=allowed) == {}
 
 
 def test_imports_point_down():
