@@ -10,7 +10,7 @@ from typing import Any
 
 from cure_jax.training.config import Config
 
-__all__ = ["METHODS", "PAPER_L2", "Finetuning", "Losses", "lipschitz", "small_box", "with_method"]
+__all__ = ["METHODS", "PAPER_L2", "Finetuning", "Losses", "box_ball", "lipschitz", "small_box", "with_method"]
 
 # linf | l2: one norm alone. joint | max | random: both. scratch: max, bound alignment and gradient projection
 # (CURE-Scratch) with an l_2 loss of ours. finetune: the same, from the weights of linf (CURE-Finetune). paper:
@@ -30,6 +30,11 @@ def small_box(ratio: float, **fields: Any) -> Loss:
 def lipschitz(fraction: float) -> Loss:
     """A Lipschitz margin at a fraction of the radius."""
     return {"kind": "lipschitz", "fraction": fraction}
+
+
+def box_ball(fraction: float) -> Loss:
+    """Boxes and balls at a fraction of the radius."""
+    return {"kind": "box_ball", "fraction": fraction}
 
 
 # The published l_2 loss.

@@ -159,7 +159,7 @@ def test_a_patch_that_forgets_a_column_of_its_window_is_caught_by_the_attack(att
     @dataclasses.dataclass(frozen=True)
     class Narrow(type(patch(2))):
         def inputs(self, x, cell):
-            return super().inputs(x, cell - jnp.array([0.0, 0.0, 0.0, 1.0]))
+            return super().inputs(x, cell - jnp.array([0.0, 0.0, 0.0, 1.0]))._replace(point=x)
 
     f, (images, labels, points) = network(2), attacked
     found = certify_perturbation(f, images, labels, Narrow(0.0, 1.0, 2, 2, 1), method="crown", batch_size=16)
