@@ -58,7 +58,7 @@ def _check(one: UnsafeSet) -> None:
         raise ValueError("A set has no row, or a row without a weight; VNN-LIB has conditions of outputs alone.")
 
 
-def _number(value: float) -> str:
+def _number(value: float | int | np.floating) -> str:
     """All digits."""
     return str(Decimal(float(value)))
 
