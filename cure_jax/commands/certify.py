@@ -104,10 +104,10 @@ def main() -> None:
     curves = {
         norm: _curve(norm, eps, prove, attack, certificate, attacked.survived[norm]) for norm, eps in radii.items()
     }
+    beyond, more = _beyond(config, fitted.classifier, images, labels, shared)
     if not is_first:
         return
     shares, verdicts = _summary(config, certificate, attacked)
-    beyond, more = _beyond(config, fitted.classifier, images, labels, shared)
     verdicts |= more
     result = {
         **shares,
