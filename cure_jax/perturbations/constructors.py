@@ -9,7 +9,6 @@ __all__ = [
     "GEOMETRIC",
     "blur",
     "brightness",
-    "by_name",
     "compose",
     "contrast",
     "rotation",
@@ -130,21 +129,6 @@ GEOMETRIC: Mapping[str, Callable[[float | int, float | int], Geometric]] = {
     "brightness": brightness,
     "blur": blur,
 }
-
-
-def by_name(name: str, limits: tuple[float | int, float | int]) -> Geometric:
-    """A perturbation by the name of its function: `by_name("rotation", (-10.0, 10.0))`.
-
-    Args:
-      name: in `GEOMETRIC`.
-      limits: the least and the greatest parameter; of a translation those of both axes.
-
-    Raises:
-      ValueError: for an unknown name, and as the function of that name.
-    """
-    if name not in GEOMETRIC:
-        raise ValueError(f"Unknown perturbation {name!r}; expected one of {', '.join(GEOMETRIC)}. Choose one of these.")
-    return GEOMETRIC[name](*limits)
 
 
 def compose(*perturbations: Geometric) -> Geometric:

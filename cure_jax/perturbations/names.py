@@ -41,9 +41,9 @@ def by_name(name: str, value: Any) -> Perturbation:
         )
     if name in _COUNTED:
         return _COUNTED[name](value)
-    if single := [part for part in parts if part in _COUNTED]:
+    if counted := [part for part in parts if part in _COUNTED]:
         raise ValueError(
-            f"{name!r} composes {single[0]}; expected geometric perturbations only: certify it on its own."
+            f"{name!r} composes {counted[0]}; expected geometric perturbations only: certify it on its own."
         )
     values = [value] if len(parts) == 1 else value
     if not isinstance(values, Sequence) or len(values) != len(parts) or not all(map(_is_pair, values)):
@@ -51,9 +51,8 @@ def by_name(name: str, value: Any) -> Perturbation:
             "(least, greatest)" if len(parts) == 1 else f"a pair (least, greatest) for each of {', '.join(parts)}"
         )
         raise TypeError(f"{name} is {value!r}; expected {expected}.")
-    return constructors.compose(
-        *(constructors.by_name(part, tuple(limits)) for part, limits in zip(parts, values, strict=True))
-    )
+    single = [constructors.GEOMETRIC[part](*limits) for part, limits in zip(parts, values, strict=True)]
+    return constructors.compose(*single)
 
 
 def by_names(values: Mapping[str, Any]) -> dict[str, Perturbation]:

@@ -31,7 +31,7 @@ from absl import flags
 from cure_jax import data, models, perturbations, pytrees, report
 from cure_jax.certification import bound_method, margins
 from cure_jax.commands.parts import common
-from cure_jax.perturbations import Geometric, Inputs, affine, constructors, intervals
+from cure_jax.perturbations import Geometric, Inputs, affine, intervals
 from cure_jax.perturbations.colour import COLOURS
 from cure_jax.progress import compile_seconds
 from cure_jax.regions import Box, Interval
@@ -132,13 +132,14 @@ def parsed(text: str) -> Geometric:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
         assert isinstance(call.func, ast.Name)
+        assert call.func.id in perturbations.GEOMETRIC
         low, high = (float(ast.literal_eval(argument)) for argument in call.args)
     except (AssertionError, SyntaxError, ValueError) as error:
         raise ValueError(
             f"--perturbation is {text!r}; expected one of {', '.join(perturbations.PUBLISHED)}, or a call such as "
             "'rotation(-10, 10)'. Choose one."
         ) from error
-    return constructors.by_name(call.func.id, (low, high))
+    return perturbations.GEOMETRIC[call.func.id](low, high)
 
 
 def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbation: Geometric) -> dict[str, Any]:
