@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from cure_jax.models.functional import Path, Variables, mode
+from cure_jax.models.running_averages import check_constant
 
 __all__ = ["PlainNetwork"]
 
@@ -99,15 +100,12 @@ class PlainNetwork:
         return "train" in self._arguments
 
     def _check_constant(self, momenta: Callable[[jax.Array], Any], images: jax.Array) -> None:
-        """Refuses what depends on the images: then `jax.vmap` over several batches makes several of it."""
-        batches = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
-        try:
-            jax.eval_shape(jax.vmap(momenta, out_axes=None), batches)
-        except ValueError as error:
-            raise ValueError(
-                f"{self.name} makes of batch_stats what is no running average; expected m * old + (1 - m) * statistic, "
-                "m a constant. Return that, and leave everything else out."
-            ) from error
+        """Refuses momenta that depend on the images."""
+        sentence = (
+            f"{self.name} makes of batch_stats what is no running average; expected m * old + (1 - m) * statistic, "
+            "m a constant. Return that, and leave everything else out."
+        )
+        check_constant(momenta, images, sentence)
 
 
 def _moves(path: Any, old: Mapping, new: Mapping) -> bool:

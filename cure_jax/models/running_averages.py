@@ -4,9 +4,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+
 from cure_jax.models.functional import Path
 
-__all__ = ["AVERAGES", "check_norm", "check_present", "check_switched", "dropout_error"]
+__all__ = ["AVERAGES", "check_constant", "check_norm", "check_present", "check_switched", "dropout_error"]
 
 # Their names in a BatchNorm, of linen and of nnx.
 AVERAGES = ("mean", "var")
@@ -53,6 +55,15 @@ def check_present(name: str, averaging: Iterable[Path], before: Mapping[Path, An
             "variables. Make its variables where it is called without `train` too."
         )
     return places
+
+
+def check_constant(function: Callable[[jax.Array], Any], images: jax.Array, sentence: str) -> None:
+    """Refuses what depends on the images: then `jax.vmap` over several batches makes several of it."""
+    batches = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
+    try:
+        jax.eval_shape(jax.vmap(function, out_axes=None), batches)
+    except ValueError as error:
+        raise ValueError(sentence) from error
 
 
 def dropout_error(rate: float) -> ValueError:

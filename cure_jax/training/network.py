@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from cure_jax.models.fitted import apply_batch, classifier, initial_variables
 from cure_jax.models.functional import Path, Variables, functional
-from cure_jax.models.running_averages import AVERAGES
+from cure_jax.models.running_averages import AVERAGES, check_constant
 from cure_jax.training.leaves import describe
 
 __all__ = [
@@ -182,16 +182,13 @@ def _check_types(name: str, before: Mapping[Path, Any], after: Mapping[Path, Any
 
 
 def _check_kept(name: str, kept: Callable[[jax.Array], Any], images: jax.Array, path: Path) -> None:
-    """Refuses what depends on the images: then `jax.vmap` over several batches makes several of it."""
-    batches = jax.ShapeDtypeStruct((1, *images.shape), images.dtype)
-    try:
-        jax.eval_shape(jax.vmap(kept, out_axes=None), batches)
-    except ValueError as error:
-        raise ValueError(
-            f"{name} makes {_name(path)} in batch_stats of the images, and not by nn.BatchNorm; "
-            "expected nothing else that depends on a batch, as bounds see one example. Use nn.BatchNorm, or leave it "
-            "out."
-        ) from error
+    """Refuses what depends on the images."""
+    sentence = (
+        f"{name} makes {_name(path)} in batch_stats of the images, and not by nn.BatchNorm; "
+        "expected nothing else that depends on a batch, as bounds see one example. Use nn.BatchNorm, or leave it "
+        "out."
+    )
+    check_constant(kept, images, sentence)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[Path, Any]:
