@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -112,26 +111,28 @@ def certified_radii(  # noqa: PLR0913  (the options of a long-running job)
     # As a pytree, f is compiled once for all radii.
     data, options = (as_pytree(f), images, labels), {"batch_size": batch_size, "mesh": mesh}
     halvings = math.ceil(-math.log2(tolerance))
-    proved, broken = {}, {}
     with shown((3 + 2 * halvings) * len(images) * len(regions), "radii", show_progress) as advance:
-        for index, (norm, make) in enumerate(regions.items()):
-            region = {norm: as_pytree(make)}
-            attacking = {"key": jax.random.fold_in(key, index), "steps": steps, "restarts": restarts}
 
-            def proves(radii: np.ndarray, norm: str = norm, region: Any = region) -> np.ndarray:
+        def enclosed(norm: str, make: MakeRegion, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+            region = {norm: as_pytree(make)}
+
+            def proves(radii: np.ndarray) -> np.ndarray:
                 advance(f"{norm}, proofs", len(images))
                 return certify_dataset(*data, region, radii={norm: radii}, method=method, **options).verified[norm]
 
-            def stands(
-                radii: np.ndarray, norm: str = norm, region: Any = region, attacking: Any = attacking
-            ) -> np.ndarray:
+            def stands(radii: np.ndarray) -> np.ndarray:
                 advance(f"{norm}, attacks", len(images))
-                return attack_dataset(*data, region, radii={norm: radii}, **attacking, **options).survived[norm]
+                attacking = {"key": key, "steps": steps, "restarts": restarts, **options}
+                return attack_dataset(*data, region, radii={norm: radii}, **attacking).survived[norm]
 
             zero, top = np.zeros(len(images), images.dtype), np.full(len(images), high[norm], images.dtype)
-            proved[norm], _ = _bisected(proves, zero, top, halvings)
-            _, first = _bisected(stands, proved[norm], top, halvings)
-            broken[norm] = np.where(stands(zero), first, 0)
+            proved, _ = _bisected(proves, zero, top, halvings)
+            _, first = _bisected(stands, proved, top, halvings)
+            return proved, np.where(stands(zero), first, 0)
+
+        numbered = enumerate(regions.items())
+        found = {norm: enclosed(norm, make, jax.random.fold_in(key, index)) for index, (norm, make) in numbered}
+    proved, broken = ({norm: pair[part] for norm, pair in found.items()} for part in (0, 1))
     return DatasetRadii(proved, broken)
 
 
