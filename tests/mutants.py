@@ -20,6 +20,7 @@ from cure_jax import graph, numerics
 from cure_jax.bounds.folding import coefficients, linear, vertices
 from cure_jax.bounds.norms import spectral
 from cure_jax.certification import certificate
+from cure_jax.perturbations import Geometric
 from cure_jax.regions import Interval, L0Ball, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
 from cure_jax.verification import leaf, split_bound
@@ -88,6 +89,11 @@ def pixel_box_caps_on_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
 def few_pixels_and_one_less(patch: pytest.MonkeyPatch) -> None:
     right = L0Ball.support
     patch.setattr(L0Ball, "support", lambda self, a: right(dataclasses.replace(self, k=self.k - 1), a))
+
+
+def half_of_each_cell_forgotten(patch: pytest.MonkeyPatch) -> None:
+    right = Geometric.split
+    patch.setattr(Geometric, "split", lambda self, cell, shape: right(self, cell, shape)[:1])
 
 
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:

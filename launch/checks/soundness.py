@@ -5,7 +5,8 @@
 trains four small networks on the embedded digits, bounds the margins of every image on many regions (radii from 1e-30
 to 1e38; norms between 1 and 3 that the seed draws) by every method, and searches each region for the smallest margin:
 projected gradient ascent (PGD and APGD), vertices and other extreme points, random points. Between these it bounds
-closures that change from call to call (parts/changing.py), with labels of every dtype and activations of any parameter.
+closures that change from call to call (changing.py), with labels of every dtype and activations of any parameter, and
+certifies perturbations that are no balls (beyond_norms.py): one kind for each block of images.
 A certificate is broken by a point with another prediction, and any bound, whether it certifies or not, by a margin
 below it. A bound that is far below every logit is counted as vacuous: where all are, nothing was looked at. Ends with a
 table and DIR/soundness.json; with exit status 1, and the counterexample in DIR/counterexample.npz, if anything was
@@ -36,7 +37,7 @@ from cure_jax.certification import METHODS
 from cure_jax.commands.parts import common
 from cure_jax.progress import progress
 from cure_jax.verification import Options, Status
-from launch.checks import changing
+from launch.checks import beyond_norms, changing
 from launch.checks.findings import VERIFY, Tally, enter, table, totals
 from launch.checks.hunting_grounds import Ground, extreme_radii, grounds, usual_radii
 from launch.checks.weak_points import MakeRegion, weakest
@@ -112,6 +113,8 @@ class Batch:
     images: np.ndarray
     labels: np.ndarray
     thorough: bool = False
+    # Of a perturbation that is no ball, named in the place of the norm.
+    method: str | None = None
 
 
 def main() -> None:
@@ -135,7 +138,7 @@ def hunt(
       pairs: (network, image, region); all of them if there are fewer.
       seed: of everything random.
       networks: names of what is trained; "changing" for closures that change, on regions of their own.
-      norms: names of regions; None for all of this seed.
+      norms: names of regions and of perturbations; None for all of this seed.
 
     Returns:
       How many bounds were broken.
@@ -145,16 +148,20 @@ def hunt(
     workdir.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     regions = {name: ground for name, ground in grounds(seed).items() if norms is None or name in norms}
+    beyond = [name for name in beyond_norms.NAMES if norms is None or name in norms]
     trained = {name: _train(NETWORKS[name], seed) for name in networks if name != CHANGING}
     closure, tallies = changing.Changing(), {}
     console, last = Console(), time.monotonic()
     if not console.is_terminal:
         console = Console(width=160)
     with progress(pairs, "attack", unit="pairs") as bar:
-        for index, batch in enumerate(_batches(networks, regions, pairs, seed)):
+        for index, batch in enumerate(_batches(networks, regions, beyond, pairs, seed)):
             tally = tallies.setdefault((batch.network, batch.norm), Tally())
             if batch.network == CHANGING:
                 f, found = closure.examine(batch.images, batch.radii, np.random.default_rng([seed, 2, index]))
+            elif batch.method is not None:
+                f, rng = trained[batch.network], np.random.default_rng([seed, 3, index])
+                found = beyond_norms.examine(f, batch.images, batch.labels, batch.norm, batch.method, rng)
             else:
                 f, ground = trained[batch.network], regions[batch.norm]
                 found = _examine(f, ground, batch, jax.random.fold_in(jax.random.key(seed), index))
@@ -199,7 +206,9 @@ def _train(network: Network, seed: int) -> Partial:
     return network.change(training.fit(model, (images, labels), config).classifier)
 
 
-def _batches(networks: Sequence[str], regions: Mapping[str, Ground], pairs: int, seed: int) -> Iterator[Batch]:
+def _batches(
+    networks: Sequence[str], regions: Mapping[str, Ground], beyond: Sequence[str], pairs: int, seed: int
+) -> Iterator[Batch]:
     """Batches until there are enough pairs: all regions of some images, then of the next."""
     splits = [data.load("digits", split) for split in ("train", "validation", "test")]
     images, labels = (np.concatenate([split[i] for split in splits]) for i in range(2))
@@ -207,7 +216,7 @@ def _batches(networks: Sequence[str], regions: Mapping[str, Ground], pairs: int,
     order = rng.permutation(len(images))
     for block in itertools.count():
         rows = np.take(order, np.arange(block * BATCH_SIZE, (block + 1) * BATCH_SIZE), mode="wrap")
-        for batch in _block(networks, regions, block, rng):
+        for batch in _block(networks, regions, beyond, block, rng):
             if done >= pairs:
                 return
             chosen = np.resize(rows, len(batch.radii))
@@ -216,9 +225,16 @@ def _batches(networks: Sequence[str], regions: Mapping[str, Ground], pairs: int,
 
 
 def _block(
-    networks: Sequence[str], regions: Mapping[str, Ground], block: int, rng: np.random.Generator
+    networks: Sequence[str],
+    regions: Mapping[str, Ground],
+    beyond: Sequence[str],
+    block: int,
+    rng: np.random.Generator,
 ) -> Iterator[Batch]:
-    """What is drawn for a block of images: every region of every network, once as usual and once extreme."""
+    """What is drawn for a block of images: every region of every network, once as usual and once extreme.
+
+    And one perturbation, by one method: over the blocks, all of them meet.
+    """
     nothing, last = np.zeros(0), block % THOROUGH_EVERY == THOROUGH_EVERY - 1
     for network in networks:
         if network == CHANGING:
@@ -234,6 +250,9 @@ def _block(
             thorough = last and norm in THOROUGH_NORMS
             yield Batch(network, norm, usual_radii(ground, BATCH_SIZE, rng), nothing, nothing, thorough)
             yield Batch(network, norm, extreme_radii(BATCH_SIZE, rng), nothing, nothing)
+        if beyond:
+            method = beyond_norms.METHODS[(block + block // len(beyond)) % len(beyond_norms.METHODS)]
+            yield Batch(network, beyond[block % len(beyond)], np.zeros(BATCH_SIZE), nothing, nothing, method=method)
 
 
 def _examine(f: Partial, ground: Ground, batch: Batch, key: jax.Array) -> dict[str, Any]:

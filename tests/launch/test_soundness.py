@@ -77,6 +77,26 @@ def test_planted_bugs_are_found_and_end_in_status_1(plant, norm, network, tmp_pa
     assert found["bound.crown_ibp"] > margin + 1e-4
 
 
+@pytest.mark.slow
+def test_perturbations_are_put_to_the_test(tmp_path):
+    # Three blocks of images: each name once.
+    names, pairs = ["rotation", "contrast", "patch"], 3 * soundness.BATCH_SIZE
+    assert soundness.hunt(tmp_path, pairs=pairs, seed=0, networks=["mlp"], norms=names) == 0
+    found = json.loads((tmp_path / "soundness.json").read_text())["by_network_and_norm"]
+    assert {name: found[f"mlp {name}"]["pairs"] for name in names} == dict.fromkeys(names, soundness.BATCH_SIZE)
+    proved = {name: sum(found[f"mlp {name}"]["certified"].values()) for name in names}
+    assert all(0 < count < soundness.BATCH_SIZE for count in proved.values()), proved
+
+
+def test_cells_that_do_not_cover_a_perturbation_are_found(tmp_path):
+    hunt = functools.partial(soundness.hunt, pairs=60, networks=["mlp"], norms=["rotation"])
+    with mutants.planted(mutants.half_of_each_cell_forgotten):
+        assert hunt(tmp_path, seed=1) > 0
+    found = np.load(tmp_path / "counterexample.npz")
+    assert (str(found["norm"]), bool(found["verified.ibp"])) == ("rotation", True)
+    assert found["margin"] < 0
+
+
 @pytest.mark.parametrize("honest", [True, False])
 def test_searches_for_proofs_are_put_to_the_test(honest, network, monkeypatch):
     monkeypatch.setattr(soundness, "METHODS", {"ibp": None})
