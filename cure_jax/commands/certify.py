@@ -29,7 +29,7 @@ import cure_jax as cj
 from cure_jax import distributed, perturbations, training
 from cure_jax.certification import METHODS, DatasetAttack, DatasetCertificate, bound_method
 from cure_jax.commands.parts import common, processes, provenance, settings
-from cure_jax.report import examples, plots, style
+from cure_jax.report import examples, plots, style, summaries
 from cure_jax.training.config import Config
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically, writing
 
@@ -225,13 +225,14 @@ def _in_one_line(result: Mapping[str, Any]) -> str:
 def _write(workdir: AnyPath, name: str, result: dict[str, Any], verdicts: dict[str, Any], curves: dict) -> None:
     """The files; the picture comes last: where it is, nothing is missing."""
     radii, method = result["radii"], result["config"]["name"] or result["config"]["dataset"]
+    title = summaries.headline([result])
     # First here: not everything can write into a bucket.
     with writing("The results", workdir), tempfile.TemporaryDirectory() as directory:
         here = Path(directory)
         (workdir / f"{name}.png").unlink(missing_ok=True)
         np.savez_compressed(here / f"{name}.npz", **verdicts)
-        examples.union_diagram(here / f"{name}_union.png", {method: [verdicts]}, union=[*radii])
-        plots.certified_against_radius(here / f"{name}.png", curves, training_radii=radii)
+        examples.union_diagram(here / f"{name}_union.png", {method: [verdicts]}, union=[*radii], title=title)
+        plots.certified_against_radius(here / f"{name}.png", curves, training_radii=radii, title=title)
         write_atomically(workdir / f"{name}.json", json.dumps(result, indent=2) + "\n")
         for ending in (".npz", "_union.png", ".png"):
             (workdir / f"{name}{ending}").write_bytes((here / f"{name}{ending}").read_bytes())

@@ -6,7 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cure_jax.report.style import ATTACK_COLOR, MARK_COLOR, UNION_COLOR, import_figure, plain, tidy
+from cure_jax.report.style import (
+    ATTACK_COLOR,
+    MARK_COLOR,
+    UNION_COLOR,
+    import_figure,
+    plain,
+    save,
+    tidy,
+)
 
 __all__ = ["Perturbed", "perturbed_images"]
 
@@ -31,7 +39,7 @@ class Perturbed(NamedTuple):
     attacked: np.ndarray
 
 
-def perturbed_images(path: str | PathLike[str], rows: Sequence[Perturbed], label: int) -> None:
+def perturbed_images(path: str | PathLike[str], rows: Sequence[Perturbed], label: int, *, title: str = "") -> None:
     """Draws for each perturbation the image, the worst that was found, and the certified range of all margins.
 
     A bar reaches from the proved lower bound of a margin to the margin of the image itself, with a mark at that of the
@@ -41,6 +49,7 @@ def perturbed_images(path: str | PathLike[str], rows: Sequence[Perturbed], label
       path: Where the PNG goes.
       rows: One for each perturbation.
       label: The class of the image.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There are no rows.
@@ -71,4 +80,4 @@ def perturbed_images(path: str | PathLike[str], rows: Sequence[Perturbed], label
     panels[0, 1].set_title("worst found", fontsize="medium")
     panels[0, 2].set_title(f"margin of {label} over each class", fontsize="medium")
     figure.supxlabel("bars: from the proved bound to the image itself; lines: the worst found", fontsize="small")
-    figure.savefig(path, dpi=150)
+    save(figure, path, title)

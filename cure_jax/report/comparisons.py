@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cure_jax.report.style import MARK_COLOR, import_figure, method_style, norm_name, ordered, plain, tidy
+from cure_jax.report.style import (
+    MARK_COLOR,
+    import_figure,
+    method_style,
+    norm_name,
+    ordered,
+    plain,
+    save,
+    tidy,
+)
 from cure_jax.report.summaries import Result, Results, contents, summarize
 
 CurvesOfNorms = Mapping[str, Mapping[str, ArrayLike]]
@@ -20,6 +29,7 @@ def compare_curves(
     methods: Mapping[str, Sequence[CurvesOfNorms]],
     *,
     training_radii: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> None:
     """Draws the certified accuracy against the radius, a panel for each norm, a line for each method.
 
@@ -29,6 +39,7 @@ def compare_curves(
       path: Where the PNG goes.
       methods: {name: `curve` in `certify.json` of each run: {norm: {"radii": [r], "certified": [r], ...}}}.
       training_radii: {norm: radius} to mark with a vertical line.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There are no curves, or the arrays of one have different lengths.
@@ -57,10 +68,12 @@ def compare_curves(
         tidy(panel)
     panels[0].set(ylim=(0, 101), ylabel="certified examples (%)")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=across, frameon=False)
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
-def trade_off(path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None) -> None:
+def trade_off(
+    path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None, title: str = ""
+) -> None:
     """Draws union certified against clean accuracy: a dot for each run, and each method's mean with its name.
 
     Whiskers are one population standard deviation. Methods without a union are left out.
@@ -69,6 +82,7 @@ def trade_off(path: str | PathLike[str], results: Results, *, label: Callable[[R
       path: Where the PNG goes.
       results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's method; by default its `method`.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: The results are not usable, see `summarize`, or none has a union.
@@ -95,7 +109,7 @@ def trade_off(path: str | PathLike[str], results: Results, *, label: Callable[[R
     axes.margins(0.14)
     tidy(axes)
     _place_names(figure, axes, names, np.array(obstacles))
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
 def _draw_mean(panel: Any, name: str, index: int, curves: list[Mapping[str, ArrayLike]]) -> Any:

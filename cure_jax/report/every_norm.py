@@ -7,19 +7,28 @@ from os import PathLike
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cure_jax.report.style import import_figure, method_style, plain, tidy
+from cure_jax.report.style import (
+    import_figure,
+    method_style,
+    plain,
+    save,
+    tidy,
+)
 
 __all__ = ["radius_of_every_norm"]
 
 _TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 5.0, math.inf)
 
 
-def radius_of_every_norm(path: str | PathLike[str], curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
+def radius_of_every_norm(
+    path: str | PathLike[str], curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, title: str = ""
+) -> None:
     """Draws certified radii against the exponent of the norm, from 1 to infinity, in equal steps of 1 / p.
 
     Args:
       path: Where the PNG goes.
       curves: {name: (exponents p [norms], radii [norms])}, as from `cure_jax.covered_radius`; radii in pixel units.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There are no curves, the two arrays of one have different lengths, or a radius is not positive.
@@ -43,4 +52,4 @@ def radius_of_every_norm(path: str | PathLike[str], curves: Mapping[str, tuple[A
     axes.invert_xaxis()
     axes.legend(frameon=False)
     tidy(axes)
-    figure.savefig(path, dpi=150)
+    save(figure, path, title)

@@ -12,7 +12,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from cure_jax.report.style import GRID_COLOR, MARK_COLOR, UNION_COLOR, import_figure, norm_name, ordered, plain, tidy
+from cure_jax.report.style import (
+    GRID_COLOR,
+    MARK_COLOR,
+    UNION_COLOR,
+    import_figure,
+    norm_name,
+    ordered,
+    plain,
+    save,
+    tidy,
+)
 from cure_jax.report.summaries import Statistic, statistic
 
 
@@ -94,7 +104,11 @@ def margin_differences(verdicts: Verdicts, norms: tuple[str, str] = ("linf", "l2
 
 
 def union_diagram(
-    path: str | PathLike[str], methods: Mapping[str, Sequence[Verdicts]], *, union: Sequence[str] | None = None
+    path: str | PathLike[str],
+    methods: Mapping[str, Sequence[Verdicts]],
+    *,
+    union: Sequence[str] | None = None,
+    title: str = "",
 ) -> None:
     """Draws how many examples are certified in exactly which norms: a row for each subset, a panel for each method.
 
@@ -105,6 +119,7 @@ def union_diagram(
       path: Where the PNG goes.
       methods: {name: contents of the `certify.npz` of its runs, or certificates}.
       union: Norms that count for the union; by default all. Others are drawn beside them.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There is no method, one has no run, or the verdicts are not usable, see `certified_subsets`.
@@ -138,7 +153,7 @@ def union_diagram(
         _draw_dots(dots, norms, subsets)
     label = "examples certified in exactly these norms (%); dark: in the union"
     figure.supxlabel("\n".join(textwrap.wrap(label, 36)) if across == 1 else label, fontsize=9)
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
 def alignment_histograms(
@@ -146,6 +161,7 @@ def alignment_histograms(
     methods: Mapping[str, Sequence[Verdicts]],
     *,
     norms: tuple[str, str] = ("linf", "l2"),
+    title: str = "",
 ) -> None:
     """Draws how far the proved margins in two norms lie apart: one panel for each method, all on the same axis.
 
@@ -157,6 +173,7 @@ def alignment_histograms(
       path: Where the PNG goes.
       methods: {name: contents of the `certify.npz` of its runs, or certificates}.
       norms: The two norms; drawn is the first one's margin minus the second one's.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There is no method, one has no run, or lacks a norm.
@@ -179,7 +196,7 @@ def alignment_histograms(
     panels[-1].set_xlabel(
         f"proved margin in {first} minus in {second}\nlines: 10, 50 and 90 %; outermost bars: all beyond"
     )
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
 def _some(methods: Mapping[str, Sequence[Verdicts]]) -> Mapping[str, Sequence[Verdicts]]:

@@ -20,6 +20,7 @@ from cure_jax.report.style import (
     norm_name,
     ordered,
     plain,
+    save,
     tidy,
 )
 from cure_jax.report.summaries import Result, Results, Statistic, Summary, summarize
@@ -28,7 +29,11 @@ Curve = tuple[ArrayLike, ArrayLike, ArrayLike | None]
 
 
 def certified_against_radius(
-    path: str | PathLike[str], curves: Mapping[str, Curve], *, training_radii: Mapping[str, float] | None = None
+    path: str | PathLike[str],
+    curves: Mapping[str, Curve],
+    *,
+    training_radii: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> None:
     """Draws the certified fraction against the radius, one panel for each norm.
 
@@ -39,6 +44,7 @@ def certified_against_radius(
       curves: {norm: (radii [r], certified fraction [r], fraction standing under attack [r] or None)}; radii in pixel
         units, fractions in [0, 1].
       training_radii: {norm: radius} to mark with a vertical line.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: There are no curves, or the three arrays of one have different lengths.
@@ -61,11 +67,11 @@ def certified_against_radius(
     for line in legend.get_lines():
         # The panels have different colours: the legend explains the dashes alone.
         line.set_color(MARK_COLOR)
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
 def compare_methods(
-    path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None
+    path: str | PathLike[str], results: Results, *, label: Callable[[Result], str] | None = None, title: str = ""
 ) -> None:
     """Draws methods below each other: certified for each norm, union certified, and union under attack.
 
@@ -75,6 +81,7 @@ def compare_methods(
       path: Where the PNG goes.
       results: Contents of several `certify.json`, or certificates, see `summarize`.
       label: Gives the name of a result's method; by default its `method`.
+      title: What stands above: the data set, radii, how many images.
 
     Raises:
       ValueError: The results are not usable, see `summarize`.
@@ -95,7 +102,7 @@ def compare_methods(
     axes.tick_params(axis="y", length=0)
     tidy(axes, grid="x")
     figure.legend(loc="outside lower center", ncols=min(len(series), 5), frameon=False, columnspacing=1.2)
-    figure.savefig(path, format="png", dpi=200)
+    save(figure, path, title)
 
 
 def _draw_curve(panel: Any, norm: str, index: int, curve: Curve) -> dict[str, Any]:

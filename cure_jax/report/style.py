@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -31,6 +32,13 @@ def tidy(axes: Any, *, grid: str = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=GRID_COLOR, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def save(figure: Any, path: str | PathLike[str], title: str) -> None:
+    """Writes a PNG with a title above, unless that is empty."""
+    if title:
+        figure.suptitle(plain(title), fontsize=9, color=MARK_COLOR)
+    figure.savefig(path, format="png", dpi=200)
 
 
 def ordered(norms: Iterable[str]) -> list[str]:

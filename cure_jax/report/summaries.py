@@ -36,6 +36,8 @@ Result = Mapping[str, Any]
 # What tables and pictures take: results, or what has a summary, in a row or by the names of their rows.
 Results: TypeAlias = Iterable[Result | HasSummary] | Mapping[str, Result | HasSummary]
 
+# Entries of a result that say how many examples of what, and what they are where they are missing.
+_COUNTED = (("num_examples", None), ("split", "test"))
 _SYMBOLS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1"}
 
 
@@ -128,6 +130,27 @@ def summarize(results: Results, *, label: Callable[[Result], str] | None = None)
     ]
 
 
+def headline(results: Results) -> str:
+    """What results are of, for the title of a picture: the data set, the radii, and how many examples.
+
+    What differs between the results is left out.
+
+    Args:
+      results: As for `summarize`; the data set is that of their `config`.
+
+    Examples:
+      >>> result = {"config": {"dataset": "mnist"}, "radii": {"linf": 0.1}, "num_examples": 1000}
+      >>> headline([result])
+      'mnist, ℓ∞ 0.1: 1000 test examples'
+    """
+    found = contents(results)
+    dataset = _shared((result.get("config") or {}).get("dataset") for result in found)
+    radii = _shared(_radii_text({norm: result["radii"][norm] for norm in ordered(result["radii"])}) for result in found)
+    count, split = (_shared(result.get(name, other) for result in found) for name, other in _COUNTED)
+    size = f"{count} {split} examples" if count and split else ""
+    return ": ".join(part for part in (", ".join(part for part in (dataset, radii) if part), size) if part)
+
+
 def contents(results: Any) -> list[Result]:
     """Results as dictionaries, with the names of their rows.
 
@@ -165,6 +188,12 @@ def radius_text(eps: float) -> str:
     if not is_short and math.isclose(levels, round(levels), rel_tol=1e-4):
         return f"{round(levels)}/255"
     return f"{eps:.4g}"
+
+
+def _shared(values: Iterable[Any]) -> Any:
+    """The value, if it is the same everywhere; else None."""
+    distinct = set(values)
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def _check(number: int, result: Result) -> None:

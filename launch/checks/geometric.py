@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,19 @@ _NETWORK = flags.DEFINE_string(
 )
 _PERTURBATION = flags.DEFINE_string("perturbation", "rotation(-10, 10)", "A benchmark, or a call.", flag_values=_OWN)
 _WAYS = flags.DEFINE_list(
-    "ways", ["published", "intervals", "crown_ibp", "crown"], "How cells are bounded.", flag_values=_OWN
+    "ways",
+    ["published", "intervals", "crown_ibp", "crown"],
+    "How cells are bounded; none: pictures only.",
+    flag_values=_OWN,
 )
 _IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.", flag_values=_OWN)
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Cells at once.", flag_values=_OWN)
 _MAX_CELLS = flags.DEFINE_integer("max_cells", 2000, "Of an image; then it is given up.", flag_values=_OWN)
 _PICTURE = flags.DEFINE_string(
     "picture", None, "Where a picture of the first image goes; of one parameter.", flag_values=_OWN
+)
+_PICTURE_OF_EACH = flags.DEFINE_string(
+    "picture_of_each", None, "Where a picture of the first image under each perturbation goes.", flag_values=_OWN
 )
 _JSON = flags.DEFINE_string("json", None, "Where to keep the figures.", flag_values=_OWN)
 
@@ -164,8 +171,18 @@ def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbat
     }
 
 
-def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) -> None:
-    """Draws an image along its parameter, with the bounds of its margin on 30 cells.
+def along(
+    f: Any, x: np.ndarray, label: int, perturbation: Geometric, ways: Sequence[str], images: int = 5
+) -> report.Along:
+    """An image along its parameter, with the bounds of its margin on 30 cells.
+
+    Args:
+      f: one image to logits.
+      x: the image.
+      label: its class.
+      perturbation: one with a single parameter.
+      ways: names in `_WAYS_DRAWN`.
+      images: how many are shown.
 
     Raises:
       ValueError: if there are several parameters.
@@ -188,14 +205,28 @@ def draw(path: str, f: Any, x: np.ndarray, label: int, perturbation: Geometric) 
 
     edges = np.linspace(low, high, 31, dtype=np.float32)
     cells = np.stack([edges[:-1], edges[1:]], axis=1)
-    ways = {"CROWN on lines": ("crown", False), "IBP on intervals": ("ibp", False), "published": ("ibp", True)}
-    bounds = {name: (edges, [float(bound(cell, *way)) for cell in cells]) for name, way in ways.items()}
+    bounds = {name: (edges, [float(bound(cell, *_WAYS_DRAWN[name])) for cell in cells]) for name in ways}
     shown = {
         f"{theta:g}": np.asarray(perturbation.apply(jnp.asarray(x), jnp.float32([theta])))
-        for theta in np.linspace(low, high, 5)
+        for theta in np.linspace(low, high, images)
     }
-    name = f"{kind}, {perturbations.KINDS[kind].unit}; bounds on {len(cells)} cells"
-    report.margins_along(path, shown, thetas[:, 0], jax.lax.map(margin, thetas), bounds, parameter_name=name)
+    name = f"{_AXES.get(kind, kind)}, {perturbations.KINDS[kind].unit}"
+    return report.Along(shown, thetas[:, 0], jax.lax.map(margin, thetas), bounds, name)
+
+
+# Method, and whether pixels are bounded as published.
+_WAYS_DRAWN = {"CROWN on lines": ("crown", False), "IBP on intervals": ("ibp", False), "published": ("ibp", True)}
+# Parameters that are not called as their perturbation.
+_AXES = {"rows": "translation, down", "columns": "translation, to the right"}
+_EACH = (
+    perturbations.rotation(-20, 20),
+    Geometric((-1.0,), (1.0,), ("columns",)),
+    perturbations.scaling(0.8, 1.2),
+    perturbations.shear(-0.3, 0.3),
+    perturbations.contrast(0.5, 1.5),
+    perturbations.brightness(-0.3, 0.3),
+    perturbations.blur(0, 1),
+)
 
 
 def main() -> None:
@@ -205,8 +236,14 @@ def main() -> None:
     dataset = models.pretrained_index()[name]["config"]["dataset"]
     images, labels, classes = data.load(dataset, "test")
     images, labels = validate(images[: _IMAGES.value], labels[: _IMAGES.value], classes)
+    example, title = (images[0], int(labels[0])), f"{name}, the first test image; bounds on 30 cells"
     if _PICTURE.value:
-        draw(_PICTURE.value, f, images[0], int(labels[0]), perturbation)
+        report.margins_along(_PICTURE.value, along(f, *example, perturbation, tuple(_WAYS_DRAWN)), title=title)
+    if _PICTURE_OF_EACH.value:
+        rows = [along(f, *example, each, tuple(_WAYS_DRAWN)[:2], images=3) for each in _EACH]
+        report.margins_along_each(_PICTURE_OF_EACH.value, rows, title=title)
+    if not _WAYS.value:
+        return
     attack = perturbations.attack_perturbation(f, images, labels, perturbation, key=jax.random.key(0))
     print(f"{name}, {_PERTURBATION.value}, {len(images)} images: {attack.survived.mean():.1%} under attack")
     print("| way | certified | given up | cells | of certified images | seconds an image |")

@@ -114,7 +114,9 @@ def _measured(name: str, threats: list[Threat], workdir: Path) -> Iterator[dict[
             "broken": int(np.sum(verified & ~right)), "seconds": round(certified_at - start, 1),
             "attack_seconds": round(time.monotonic() - certified_at, 1),
         }  # fmt: skip
-    perturbed_images(workdir / f"{name.replace('/', '_')}.png", pictures, int(labels[shown]))
+    perturbed_images(
+        workdir / f"{name.replace('/', '_')}.png", pictures, int(labels[shown]), title=f"{name}, test image {shown}"
+    )
 
 
 def _attacked(threat: Threat, f: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

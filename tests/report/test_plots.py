@@ -87,6 +87,12 @@ def test_a_series_nobody_has_is_left_out(tmp_path, figures):
     assert "union under attack" not in _legend(figures[0])
 
 
+def test_a_title_stands_above(tmp_path, figures):
+    for title in ("", "costs $1, or $2"):
+        report.compare_methods(tmp_path / "a.png", [_result("a")], title=title)
+    assert [figure.get_suptitle() for figure in figures] == ["", r"costs \$1, or \$2"]
+
+
 @pytest.mark.parametrize(
     ("draw", "content"),
     [

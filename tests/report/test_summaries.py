@@ -85,3 +85,14 @@ def test_the_split_is_told_and_not_mixed():
     assert "Percent of 1000 validation examples" in report.markdown([validation])
     with pytest.raises(ValueError, match="splits test, validation"):
         report.summarize([validation, _result()])
+
+
+def test_a_headline_says_what_results_share():
+    mnist = {"config": {"dataset": "mnist"}}
+    results = [_result(**mnist), _result("max", **mnist)]
+    assert report.headline(results) == "mnist, ℓ∞ 0.1, ℓ2 0.75: 1000 test examples"
+    assert report.headline([_result()]) == "ℓ∞ 0.1, ℓ2 0.75: 1000 test examples"
+    other = _result(config={"dataset": "digits"}, radii={"linf": 8 / 255}, certified={"linf": 0.9}, num_examples=10)
+    assert report.headline([results[0], other]) == ""
+    assert report.headline([{**results[0], "split": "validation"}, {**other, "num_examples": 1000}]) == ""
+    assert report.headline([other]) == "digits, ℓ∞ 8/255: 10 test examples"

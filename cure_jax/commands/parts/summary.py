@@ -23,18 +23,19 @@ def write_report(root: Path, runs: Sequence[tuple[str, Path]]) -> None:
     results = [{**json.loads(path.read_text()), "row": name} for name, path in runs]
     root.mkdir(parents=True, exist_ok=True)
     columns = [name for name in _COLUMNS if any(_has(result, name) for result in results)]
+    title = report.headline(results)
     Console().print(report.terminal(results, label=_row))
     (root / "table.md").write_text(report.markdown(results, label=_row, columns=columns))
     (root / "table.tex").write_text(report.latex(results, label=_row, columns=columns))
-    report.compare_methods(root / "methods.png", results, label=_row)
-    report.trade_off(root / "trade_off.png", results, label=_row)
+    report.compare_methods(root / "methods.png", results, label=_row, title=title)
+    report.trade_off(root / "trade_off.png", results, label=_row, title=title)
     written = ["table.md", "table.tex", "methods.png", "trade_off.png"]
 
     curves = _by_method(results, [result.get("curve") for result in results])
     if curves:
         radii = results[0]["radii"]
         shared = radii if all(result["radii"] == radii for result in results) else {}
-        report.compare_curves(root / "radius.png", curves, training_radii=shared)
+        report.compare_curves(root / "radius.png", curves, training_radii=shared, title=title)
         written.append("radius.png")
     verdicts, norms = _shared_norms([_verdicts(path) for _, path in runs])
     # A picture has one union for all of its rows.
@@ -42,11 +43,11 @@ def write_report(root: Path, runs: Sequence[tuple[str, Path]]) -> None:
     methods = _by_method(results, verdicts)
     union = [norm for norm in results[0]["radii"] if norm in norms] if len(unions) == 1 else []
     if union:
-        report.union_diagram(root / "union.png", methods, union=union)
+        report.union_diagram(root / "union.png", methods, union=union, title=title)
         written.append("union.png")
     if len(union) > 1:
         first, second = sorted(union, key=lambda norm: norm != "linf")[:2]
-        report.alignment_histograms(root / "alignment.png", methods, norms=(first, second))
+        report.alignment_histograms(root / "alignment.png", methods, norms=(first, second), title=title)
         written.append("alignment.png")
     print(f"Written to {root}: {', '.join(written)}; per run certify.json, .npz, .png, log.txt")
 
