@@ -10,7 +10,7 @@ python="$(bash launch/environment.sh test,data,logging)"
 
 if [[ "${1:-}" == --quick ]]; then
     shift
-    set -- tests/rules/test_rules.py tests/regions/test_ball.py tests/test_graph.py \
+    set -- tests/rules/test_rules.py tests/regions/test_ball.py tests/graph/test_graph.py \
         tests/training/test_schedules.py tests/training/test_multi_norm.py tests/report \
         "tests/bounds/test_golden.py::test_no_looser_than_the_reference" -k "not deep and not resnet" "$@"
 fi

@@ -120,4 +120,5 @@ def _draw_margins(panel: Any, along: Along) -> None:
     panel.axhline(0, color=UNION_COLOR, linewidth=0.8)
     panel.set(xlabel=plain(along.parameter_name), ylabel="least margin")
     panel.set_xlim(float(np.min(along.parameters)), float(np.max(along.parameters)))
+    panel.locator_params(axis="x", nbins=6)
     tidy(panel)

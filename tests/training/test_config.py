@@ -234,6 +234,9 @@ _SETTINGS = (
     "tinyimagenet",
     "mnist_cpu",
     "cifar_cpu",
+    "cifar_cpu_large",
+    "cifar_three_norms",
+    "tinyimagenet_cpu",
     "mnist_three_norms",
 )
 

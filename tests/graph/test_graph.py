@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from cure_jax import graph as graphs
-from cure_jax.graph import Node, UnsupportedPrimitive, trace
+from cure_jax.graph import Node, UnsupportedPrimitive, recording, trace
 
 X = jnp.array([0.3, -1.2, 0.7, 0.1])
 W = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
@@ -134,7 +133,7 @@ def test_nodes_are_broadcast_by_equations_of_their_own(f, shape):
         np.testing.assert_allclose(graph.evaluate(x), f(x), rtol=1e-6)
     assert "broadcast_in_dim" in names(graph)
     for equation in graph.equations:
-        if equation.name in graphs._BROADCASTING:
+        if equation.name in recording._BROADCASTING:
             assert {node.shape for node in equation.bounded} == {equation.output.shape}
 
 
@@ -226,7 +225,7 @@ def test_every_product_gets_the_precision_asked_for(precision):
     pulled = jax.make_jaxpr(lambda x: jax.vjp(graph.evaluate, x)[1](jnp.ones(graph.output.shape)))(X)
     products = [e for e in pulled.eqns if e.primitive.name in ("dot_general", "conv_general_dilated", "convolution")]
     assert len(products) >= 4
-    expected = graphs._canonical(precision)
+    expected = recording._canonical(precision)
     for equation in products:
         found = equation.params["precision"]
         assert (found if isinstance(found, tuple) or found is None else (found, found)) == expected

@@ -1,26 +1,9 @@
-"""From a JAX function to a flat list of equations: the only file that reads jaxprs.
-
-`trace(f, example)` follows `f` once with abstract values and returns a `Graph`: the equations that
-depend on the input, in order of execution, with every call (`jit`, `custom_jvp_call`, `remat`, ...)
-inlined and everything that does not depend on the input already computed. What remains of a
-network such as `Dense -> relu -> Dense` is
-
-    dot_general, add, max, dot_general, add
-
-Activation functions of `jax.nn` that cannot be bounded part by part stay one equation (`activations`). Others become
-equations that have rules: a result of `split` is a slice, a quotient a product with a reciprocal, a product of entries
-one of pairs, and loops and branches are written out (`control_flow`).
-
-An operand of an equation is either a `Node` (a value that depends on the input, to be bounded) or a plain
-array. Nodes are broadcast by equations of their own, so that elementwise ones have nodes of one shape. Later rooms
-never see a jaxpr: `rules` says what each kind of equation does to sets, `bounds` folds over the list.
+"""The recorder of equations: with `activations`, the only file here that reads jaxprs.
 
 Numerical precision is settled here, in one place: every `dot_general` and convolution is given the
 requested `precision`, because `jax.default_matmul_precision` does not reach equations that are bound again.
 """
 
-import dataclasses
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -32,13 +15,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core as jex
 
-from cure_jax import activations
-from cure_jax.control_flow import CONTROL_FLOW, Recorder, Refused
 from cure_jax.convolution import convolution
-from cure_jax.rewriting import REWRITTEN
+from cure_jax.graph import activations
+from cure_jax.graph.choices import CHOICES, chosen, in_shape
+from cure_jax.graph.control_flow import CONTROL_FLOW, Recorder, Refused
+from cure_jax.graph.equations import Equation, Graph, Node, Operand, needed, unsupported
+from cure_jax.graph.rewriting import REWRITTEN
 
-__all__ = ["Equation", "Graph", "Node", "UnsupportedPrimitive", "trace"]
+__all__ = ["trace"]
 
+ComputeConstant = Callable[[str, Callable[..., Any], Sequence[Any], str], Any]
 # Call-like primitives and the parameter that holds what they call.
 _CALLS: Mapping[str, str] = {
     "jit": "jaxpr",
@@ -65,11 +51,8 @@ _IDENTITIES = (
     "sharding_constraint",
     "stop_gradient",
 )
-_COMPARISONS = ("gt", "ge", "lt", "le")
 # Not defined for all real numbers: those whose rules have a domain of operands.
 _PARTIAL = ("integer_pow", "log", "log1p", "pow", "rsqrt", "sqrt")
-# Affine entry by entry, as quotients have constant divisors, and where products have one bounded factor.
-_STRAIGHT = ("add", "sub", "neg", "mul", "div")
 # Whole numbers and truth values of up to this size are computed while tracing, also under `jax.jit`: they count the
 # steps of loops and say where entries go.
 _MOST_WHOLE_NUMBERS = 2**16
@@ -79,95 +62,6 @@ _LIBRARIES = tuple(
     for spec in map(importlib.util.find_spec, ("jax", "flax", "cure_jax"))
     if spec is not None and spec.origin is not None
 )
-
-
-class UnsupportedPrimitive(NotImplementedError):
-    """A primitive that depends on the input has no bound rule."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A value of the network that depends on its input."""
-
-    index: int
-    shape: tuple[int, ...]
-    dtype: Any
-
-    def zeros(self) -> jax.Array:
-        """An array of zeros of the node's shape and dtype."""
-        return jnp.zeros(self.shape, self.dtype)
-
-
-Operand = Node | jax.Array
-ComputeConstant = Callable[[str, Callable[..., Any], Sequence[Any], str], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Equation:
-    """One primitive application: `output = primitive(*operands, **params)`."""
-
-    name: str
-    params: Mapping[str, Any]
-    operands: tuple[Operand, ...]
-    output: Node
-    source: str
-    bind: Callable[..., jax.Array] = dataclasses.field(repr=False)
-
-    @property
-    def bounded(self) -> tuple[Node, ...]:
-        """The operands that depend on the input, in order (a node used twice appears twice)."""
-        return tuple(operand for operand in self.operands if isinstance(operand, Node))
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        """The positions of the bounded operands."""
-        return tuple(i for i, operand in enumerate(self.operands) if isinstance(operand, Node))
-
-    @property
-    def constants(self) -> tuple[jax.Array, ...]:
-        """The operands that do not depend on the input, in order."""
-        return tuple(operand for operand in self.operands if not isinstance(operand, Node))
-
-    def evaluate(self, *values: jax.Array) -> jax.Array:
-        """Applies the primitive to one value for each bounded operand; the others are as traced."""
-        remaining = iter(values)
-        return self.bind(*[next(remaining) if isinstance(operand, Node) else operand for operand in self.operands])
-
-    def replace_constants(self, function: Callable[[jax.Array], jax.Array]) -> "Equation":
-        """The same equation with `function` applied to every operand that is not bounded."""
-        operands = tuple(operand if isinstance(operand, Node) else function(operand) for operand in self.operands)
-        return dataclasses.replace(self, operands=operands)
-
-    def unsupported(self, reason: str = "") -> UnsupportedPrimitive:
-        """The error for an equation that no rule covers, naming primitive and source line."""
-        return _unsupported(self.name, self.source, reason)
-
-
-def _unsupported(name: str, source: str, reason: str) -> UnsupportedPrimitive:
-    detail = f" ({reason})" if reason else ""
-    return UnsupportedPrimitive(
-        f"No bound rule for primitive `{name}`{detail} at {source}. Expected only primitives listed by "
-        "cure_jax.rules.supported(); rewrite this line with those, or give it bounds with cure_jax.custom_bounds."
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """A function of one array as a list of equations in order of execution.
-
-    `output` is a `Node`, or an array when the function does not depend on its input.
-    """
-
-    input: Node
-    output: Operand
-    equations: tuple[Equation, ...]
-
-    def evaluate(self, x: jax.Array) -> jax.Array:
-        """The function itself, through the equations (with the precision the graph was traced with)."""
-        values = {self.input.index: x}
-        for equation in self.equations:
-            values[equation.output.index] = equation.evaluate(*(values[node.index] for node in equation.bounded))
-        return values[self.output.index] if isinstance(self.output, Node) else self.output
 
 
 def trace(
@@ -211,7 +105,7 @@ def trace(
     source = Node(0, tuple(example.shape), jnp.dtype(example.dtype))
     (output,) = tracer.run(closed, [source], outer_source=None)
     output = tracer.defined(output, inner.outvars[0].aval)
-    return Graph(source, output, _needed(tracer.equations, output))
+    return Graph(source, output, needed(tracer.equations, output))
 
 
 def _as_it_is(name: str, bind: Callable[..., Any], operands: Sequence[Any], source: str) -> Any:
@@ -249,11 +143,11 @@ class _Flattener:
             return output
         shape = tuple(kind.shape)
         tops = [
-            self._recorded(lambda x: [jnp.broadcast_to(jnp.max(x), shape)], [equation.output], equation.source)[0]
+            self.recorded(lambda x: [jnp.broadcast_to(jnp.max(x), shape)], [equation.output], equation.source)[0]
             for equation in partial
         ]
         known = output if isinstance(output, Node) else jnp.broadcast_to(output, shape)
-        return self._record("defined", {}, [known, *tops], kind, partial[0].source, lambda x, *tops: x)
+        return self.record("defined", {}, [known, *tops], kind, partial[0].source, lambda x, *tops: x)
 
     def run(self, closed: Any, arguments: Sequence[Operand], outer_source: str | None) -> list[Operand]:
         inner, constants = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
@@ -289,7 +183,7 @@ class _Flattener:
         source = source or "an unknown line"
         if equation.effects:
             # What is written to a reference would come back as a constant.
-            raise _unsupported(name, source, "it has side effects")
+            raise unsupported(name, source, "it has side effects")
         bind = self._binder(equation)
         if not any(isinstance(operand, Node) for operand in operands):
             result = self._constant(equation, bind, operands, source)
@@ -305,15 +199,15 @@ class _Flattener:
             return operands
         if name in CONTROL_FLOW:
             return self._written_out(equation, operands, source)
-        if name in ("select_n", "sort", "top_k"):
-            chosen = self._chosen(equation, operands, source)
-            if chosen is not None:
-                return chosen
+        if name in CHOICES:
+            outputs = chosen(self, equation, operands, source)
+            if outputs is not None:
+                return outputs
         if name in REWRITTEN and (name != "pow" or isinstance(operands[1], Node)):
             function = REWRITTEN[name](equation.params)
-            return self._recorded(function, operands, source)
+            return self.recorded(function, operands, source)
         if equation.primitive.multiple_results:
-            raise _unsupported(name, source, "it has several results")
+            raise unsupported(name, source, "it has several results")
         if name == "is_finite" or (name == "ne" and operands[0] is operands[1]):
             # A node stands for real numbers. Where it may be none, `defined` says that nothing is known.
             (judged, *_) = operands
@@ -323,8 +217,8 @@ class _Flattener:
         if name in _BROADCASTING:
             operands = [self._broadcast(operand, tuple(output.shape), source) for operand in operands]
         if name == "div" and isinstance(operands[1], Node):
-            return self._recorded(lambda x, y: [x * lax.integer_pow(y, -1)], operands, source)
-        return [self._record(name, equation.params, operands, output, source, bind)]
+            return self.recorded(lambda x, y: [x * lax.integer_pow(y, -1)], operands, source)
+        return [self.record(name, equation.params, operands, output, source, bind)]
 
     def _constant(self, equation: Any, bind: Callable[..., Any], operands: Sequence[Any], source: str) -> Any:
         """What does not depend on the input."""
@@ -334,7 +228,7 @@ class _Flattener:
                 return bind(*operands)
         return self.constants(name, bind, operands, source)
 
-    def _recorded(self, function: Callable[..., list[Any]], operands: Sequence[Operand], source: str) -> list[Operand]:
+    def recorded(self, function: Callable[..., list[Any]], operands: Sequence[Operand], source: str) -> list[Operand]:
         """The results of a function of arrays, by the equations that it consists of."""
         types = [jax.ShapeDtypeStruct(operand.shape, operand.dtype) for operand in operands]
         return self.run(jax.make_jaxpr(function)(*types), operands, source)
@@ -344,22 +238,22 @@ class _Flattener:
         name = equation.primitive.name
         recorder = Recorder(
             run=lambda closed, values: self.run(closed, values, source),
-            record=lambda function, values: self._recorded(function, values, source),
+            record=lambda function, values: self.recorded(function, values, source),
             number=lambda x: None if isinstance(x, jax.core.Tracer) else int(x),
             depends=lambda x: isinstance(x, Node),
         )
         try:
             return CONTROL_FLOW[name](recorder, equation.params, operands, [out.aval for out in equation.outvars])
         except Refused as refused:
-            raise _unsupported(name, source, str(refused)) from refused
+            raise unsupported(name, source, str(refused)) from refused
 
     def _call(self, equation: Any, operands: list[Operand], source: str | None) -> Sequence[Operand]:
         """An activation function by its name, of anything else the equations inside."""
         if any(isinstance(operand, Node) for operand in operands):
             name, output = activations.named_call(equation), equation.outvars[0].aval if equation.outvars else None
             if name == "logaddexp" and output is not None:
-                operands = [self._in_shape(operand, tuple(output.shape), source or "") for operand in operands]
-                return [self._record(name, {}, operands, output, source or "an unknown line", jnp.logaddexp)]
+                operands = [in_shape(self, operand, tuple(output.shape), source or "") for operand in operands]
+                return [self.record(name, {}, operands, output, source or "an unknown line", jnp.logaddexp)]
             if name is not None:
                 bind = lambda *values: equation.primitive.bind(*values, **equation.params)[0]  # noqa: E731
                 recorded = self._activation(name, operands, output, source, bind)
@@ -374,101 +268,9 @@ class _Flattener:
         x, *parameters = operands
         if not isinstance(x, Node) or x.shape != tuple(output.shape) or any(isinstance(p, Node) for p in parameters):
             return None
-        return [self._record(name, {}, operands, output, source or "an unknown line", bind)]
+        return [self.record(name, {}, operands, output, source or "an unknown line", bind)]
 
-    def _chosen(self, equation: Any, operands: Sequence[Operand], source: str) -> list[Operand] | None:
-        """The results of a choice that depends on the input; None for a choice that does not, or that has no rule."""
-        outputs, name = [variable.aval for variable in equation.outvars], equation.primitive.name
-        if name == "select_n":
-            return self._where(operands, outputs[0], source)
-        # Where the entries stand depends on the input; recorded, as it may not be needed.
-        x, *others = operands
-        bind = lambda *values: equation.primitive.bind(*values, **equation.params)  # noqa: E731
-        places = [self._record("argsort", {}, operands, output, source, bind) for output in outputs[1:]]
-        if name == "top_k":
-            axis, count = equation.params.get("axis", len(x.shape) - 1), equation.params["k"]
-            last = lambda x: lax.slice_in_dim(lax.sort(x, dimension=axis), x.shape[axis] - count, None, axis=axis)  # noqa: E731
-            return [*self._recorded(lambda x: [lax.rev(last(x), (axis,))], [x], source), *places]
-        if not others:
-            params = {"dimension": equation.params["dimension"]}
-            return [self._record("sort", params, [x], outputs[0], source, functools.partial(lax.sort, **params))]
-        if not isinstance(x, Node) or equation.params["num_keys"] > 1:
-            return None
-        return [*self._recorded(lambda x: [lax.sort(x, dimension=equation.params["dimension"])], [x], source), *places]
-
-    def _where(self, operands: Sequence[Operand], output: Any, source: str) -> list[Operand] | None:
-        """A choice of two by a comparison that depends on the input (`rules.pieces`)."""
-        predicate, *cases = operands
-        shape, dtype = tuple(output.shape), jnp.dtype(output.dtype)
-        comparison = self._comparison(predicate) if isinstance(predicate, Node) and len(cases) == 2 else None
-        if comparison is None or not jnp.issubdtype(dtype, jnp.floating):
-            return None
-        name, compared = comparison
-        compared = [self._in_shape(operand, shape, source) for operand in compared]
-        cases = [self._in_shape(operand, shape, source) for operand in cases]
-        order = getattr(lax, name)
-        bind = lambda left, right, *cases: lax.select_n(order(left, right), *cases)  # noqa: E731
-        nodes = [operand for operand in compared if isinstance(operand, Node)]
-        pieces = (
-            [self._straight(nodes[0], case) for case in cases]
-            if len(nodes) == 1 and nodes[0].dtype == dtype
-            else [None]
-        )
-        straight = [piece for piece in pieces if piece is not None]
-        if len(straight) < 2:
-            self.judged.extend(operand for operand in compared if isinstance(operand, Node))
-            return [self._record("where", {"comparison": name}, [*compared, *cases], output, source, bind)]
-        # Right of the kink the node is greater.
-        flipped = compared[0] is not nodes[0]
-        params = {"pieces": tuple(straight if (name in ("gt", "ge")) != flipped else straight[::-1])}
-
-        def chosen(*compared: jax.Array) -> jax.Array:
-            return lax.select_n(order(*compared), *(piece(compared[flipped]) for piece in straight))
-
-        self.judged.append(nodes[0])
-        return [self._record("piecewise_linear", params, compared, output, source, chosen)]
-
-    def _comparison(self, predicate: Node) -> tuple[str, Sequence[Operand]] | None:
-        """What a predicate compares, before it was broadcast."""
-        equation = self.equations[predicate.index - 1]
-        if equation.name == "broadcast_in_dim" and equation.positions == (0,):
-            comparison = self._comparison(equation.bounded[0])
-            if comparison is None:
-                return None
-            name, operands = comparison
-            shaped = lambda x: equation.bind(jnp.broadcast_to(x, equation.bounded[0].shape))  # noqa: E731
-            return name, [self._recorded(lambda x: [shaped(x)], [x], equation.source)[0] for x in operands]
-        return (equation.name, equation.operands) if equation.name in _COMPARISONS else None
-
-    def _in_shape(self, operand: Operand, shape: tuple[int, ...], source: str) -> Operand:
-        if operand.shape == shape:
-            return operand
-        return self._recorded(lambda x: [jnp.broadcast_to(x, shape)], [operand], source)[0]
-
-    def _straight(self, x: Node, y: Operand) -> Callable[[jax.Array], jax.Array] | None:
-        """The affine function of x, entry by entry, that y is; None if it is not known to be one."""
-        if not isinstance(y, Node):
-            return lambda value: jnp.broadcast_to(y, value.shape)
-        wanted, path = {y.index}, []
-        for equation in reversed(self.equations[x.index : y.index]):
-            if equation.output.index not in wanted:
-                continue
-            if not _is_straight(equation):
-                return None
-            wanted = wanted - {equation.output.index} | {node.index for node in equation.bounded}
-            path.append(equation)
-        if wanted != {x.index}:
-            return None
-
-        def straight(value: jax.Array) -> jax.Array:
-            values = {x.index: value}
-            for equation in reversed(path):
-                values[equation.output.index] = equation.evaluate(*(values[node.index] for node in equation.bounded))
-            return values[y.index]
-
-        return straight
-
-    def _record(
+    def record(
         self,
         name: str,
         params: Mapping[str, Any],
@@ -487,7 +289,7 @@ class _Flattener:
         if not isinstance(operand, Node) or operand.shape == shape:
             return operand
         trailing = tuple(range(len(shape) - len(operand.shape), len(shape)))
-        return self._recorded(lambda x: [lax.broadcast_in_dim(x, shape, trailing)], [operand], source)[0]
+        return self.recorded(lambda x: [lax.broadcast_in_dim(x, shape, trailing)], [operand], source)[0]
 
     def _binder(self, equation: Any) -> Callable[..., Any]:
         primitive, params = equation.primitive, dict(equation.params)
@@ -522,27 +324,9 @@ def _is_whole(equation: Any) -> bool:
     )
 
 
-def _is_straight(equation: Equation) -> bool:
-    """Whether an equation is affine entry by entry."""
-    if equation.name not in _STRAIGHT or (equation.name == "mul" and len(equation.bounded) > 1):
-        return False
-    return all(node.shape == equation.output.shape for node in equation.bounded)
-
-
 def _is_partial(equation: Equation) -> bool:
     """Whether its value may be no real number."""
     return equation.name in _PARTIAL and (equation.name != "integer_pow" or equation.params["y"] < 0)
-
-
-def _needed(equations: Sequence[Equation], output: Operand) -> tuple[Equation, ...]:
-    """The equations that `output` depends on, in order."""
-    wanted = {output.index} if isinstance(output, Node) else set()
-    kept = []
-    for equation in reversed(equations):
-        if equation.output.index in wanted:
-            wanted.update(node.index for node in equation.bounded)
-            kept.append(equation)
-    return tuple(reversed(kept))
 
 
 def _source_line(equation: Any) -> str | None:
