@@ -3,6 +3,7 @@
     cure-jax benchmark bounds --eps 0.05 0.1 0.3
     cure-jax benchmark bounds --weights=WEIGHTS.npz --auto_lirpa=CHECKOUT --peer_python=ENV/bin/python
     cure-jax benchmark convolution
+    cure-jax benchmark domains --networks digits/max mnist_cpu/max
     cure-jax benchmark memory --model=cnn7 --method=alpha_crown
     cure-jax benchmark methods --networks mnist_cpu/max cifar_cpu/l2
     cure-jax benchmark projection --json=projection.json
@@ -29,13 +30,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from cure_jax.commands.benchmarks import bounds, convolution, memory, methods, projection, train
+from cure_jax.commands.benchmarks import bounds, convolution, domains, memory, methods, projection, train
 from cure_jax.commands.benchmarks.timing import Report, table
 from cure_jax.training.workdir import write_atomically
 
 _BENCHMARKS = {
     "bounds": bounds,
     "convolution": convolution,
+    "domains": domains,
     "memory": memory,
     "methods": methods,
     "projection": projection,

@@ -9,6 +9,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
+from cure_jax import interop
+
 F32 = np.float32
 
 
@@ -284,3 +286,35 @@ for _name in (
     "upsample-attribute",
 ):
     CASES[_name] = CASES[_name]._replace(reference=False)
+
+
+def node(operator: str, inputs: str, outputs: str = "y", **attributes) -> onnx.NodeProto:
+    """Operands and results as words."""
+    return helper.make_node(operator, inputs.split(), outputs.split(), **attributes)
+
+
+def load(made: onnx.ModelProto, path: Path, **options) -> interop.OnnxNetwork:
+    return interop.load_onnx(written(made, path / "model.onnx"), **options)
+
+
+def tiny() -> onnx.ModelProto:
+    """A convolution, a shape that is computed, and a matrix."""
+    nodes = [
+        node("Conv", "x kernel bias", "a", pads=[1, 1, 1, 1]),
+        node("Relu", "a", "b"),
+        node("Shape", "b", "shape"),
+        node("Gather", "shape zero", "batch"),
+        node("Unsqueeze", "batch axes", "first"),
+        node("Concat", "first rest", "target", axis=0),
+        node("Reshape", "b target", "c"),
+        node("Gemm", "c matrix", "y"),
+    ]
+    constants = {
+        "kernel": weights(2, 1, 3, 3),
+        "bias": weights(2),
+        "zero": np.array(0, np.int64),
+        "axes": np.array([0], np.int64),
+        "rest": np.array([-1], np.int64),
+        "matrix": weights(18, 3),
+    }
+    return model(nodes, (1, 1, 3, 3), constants)

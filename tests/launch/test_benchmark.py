@@ -14,7 +14,7 @@ import pytest
 
 import cure_jax as cj
 from cure_jax.commands import benchmark
-from cure_jax.commands.benchmarks import methods, projection, timing, train
+from cure_jax.commands.benchmarks import domains, methods, projection, timing, train
 
 BOUNDS = ("bounds", "--features", "2", "--strides", "2", "--size", "4", "--dense", "3", "--rounds", "2")
 # Answers as a verifier would that bounds margins from far below at the radius 0.1, and from above at others.
@@ -79,6 +79,25 @@ def test_bounds_report_times_bounds_and_a_table(tmp_path, capsys):
 
 
 METHODS = ("methods", "--networks", "digits/max", "--norms", "linf", "--images=2", "--methods", "ibp", "crown")
+
+
+@pytest.mark.slow
+def test_domains_are_timed_and_none_is_looser_than_the_whole(tmp_path, monkeypatch):
+    arguments = ("domains", "--networks", "digits/max", "--norms", "l2", "--batch_size=9", "--steps=2")
+    status, result = run(tmp_path, *arguments)
+    assert status == 0
+    (report,) = result["reports"]
+    check_rows(report, ["crown, of a region", "a domain, 2 steps"])
+    assert report["facts"]["domains_a_second"] == pytest.approx(1 / report["rows"][1]["shortest"])
+    right = domains.bound_batch
+
+    def wrong(*arguments, **options):
+        found = right(*arguments, **options)
+        is_part = np.any(np.asarray(options["domains"][1]), axis=1)
+        return found._replace(bound=jnp.where(is_part, found.bound - 1, found.bound))
+
+    monkeypatch.setattr(domains, "bound_batch", wrong)
+    assert run(tmp_path, *arguments)[0] == 1
 
 
 def test_methods_report_what_each_proves(tmp_path, monkeypatch):

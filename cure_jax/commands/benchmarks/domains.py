@@ -1,0 +1,106 @@
+"""Times the domains of branch and bound beside CROWN on whole regions.
+
+The network is a kept one, the region a ball around the first test image that it classifies rightly, at a multiple of
+its radius. A domain is a part of that region in which some neurons are on one side of their kinks, drawn at random; a
+batch of them is bounded in one compiled step, which chooses the next neurons to split too. Times are of one domain and
+of one region. A part must not be bounded below what bounds the whole, nor the whole above what an attack finds.
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+import cure_jax as cj
+from cure_jax import models
+from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows, take_turns
+from cure_jax.regions import Region
+from cure_jax.training.config import make_regions
+from cure_jax.training.parallel import as_pixels
+from cure_jax.verification.branch_and_bound import bound_batch, first_multipliers, free_neurons
+from cure_jax.verification.problem import Problem, Specification
+from cure_jax.verification.roots import root_bounds
+
+# What an attack computes of a margin, and a bound of it, differ by this at most.
+_ROOM = 1e-3
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds what can be chosen."""
+    command.add_argument("--networks", nargs="+", choices=models.pretrained_names(), default=["mnist_cpu/max"])
+    command.add_argument("--norms", nargs="+", default=["linf", "l2"], help="of those of the config")
+    command.add_argument("--scale", type=float, default=1.5, help="radius, in multiples of the config's")
+    command.add_argument("--batch_size", type=int, default=64, help="domains at once")
+    command.add_argument("--steps", type=int, default=20, help="of Adam, for each domain")
+    command.add_argument("--splits", type=int, default=4, help="neurons that are split in each domain")
+    command.set_defaults(rounds=3)
+
+
+def run(options: argparse.Namespace) -> list[Report]:
+    """Times each network in each norm."""
+    return [_report(options, name, norm) for name in options.networks for norm in options.norms]
+
+
+def _report(options: argparse.Namespace, name: str, norm: str) -> Report:
+    fitted, kept = models.pretrained(name), models.pretrained_examples(name)
+    radii = dict(fitted.config.radii) | dict(fitted.config.reported)
+    if norm not in radii:
+        raise ValueError(f"{name} has no radius for {norm}; expected some of {', '.join(radii)}")
+    f, images = fitted.classifier, as_pixels(jnp.asarray(kept.images))
+    right = np.flatnonzero(np.argmax(jax.vmap(f)(images), axis=-1) == kept.labels)[0]
+    x, label = images[right], int(kept.labels[right])
+    eps = options.scale * radii[norm]
+    region = make_regions({norm: eps})[norm](x)
+    found = _bounded(options, f, region, label)
+    regions = jax.tree.map(lambda leaf: jnp.stack([leaf] * options.batch_size), region)
+    whole = jax.jit(lambda f, regions: jax.vmap(lambda one: cj.crown(cj.margins(f, label))(one).lower)(regions))
+    programs = {
+        "crown, of a region": in_process(whole, f, regions, repeats=options.batch_size),
+        f"a domain, {options.steps} steps": in_process(found.again, repeats=options.batch_size),
+    }
+    taken = take_turns(programs, options.rounds)
+    attacked = cj.pgd(f, x, label, region, key=jax.random.key(options.seed), loss="margin")
+    room = float(jnp.min(cj.margins(f, label)(attacked))) - found.whole
+    gained = float(np.min(found.parts) - found.whole)
+    checks = {
+        "the whole region is bounded below what an attack finds, by": Check(room, room > -_ROOM),
+        "the worst part is bounded above the whole, by": Check(gained, gained > -_ROOM),
+    }
+    title = f"{name}, {norm} {eps:.4g}, {options.splits} splits, {options.batch_size} domains"
+    table = rows(taken, "crown, of a region")
+    return Report(title, table, checks, {"domains_a_second": 1 / table[1].shortest})
+
+
+class _Found:
+    """What was bounded, and the batch to bound again."""
+
+    def __init__(self, whole: float, parts: np.ndarray, again: functools.partial):
+        self.whole, self.parts, self.again = whole, parts, again
+
+
+def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int) -> _Found:
+    """The bound of the least margin on the whole region, and on parts of it."""
+    classes = jax.eval_shape(f, region.bounding_box().lower).shape[0]
+    weights = np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0)[:, None]
+    problem = Problem(f, region, Specification(weights, np.zeros(weights.shape[:2])))
+    root = root_bounds(f, region)
+    starts = first_multipliers(f, region, root, problem.rounded)
+    free = np.flatnonzero(free_neurons(f, region, root)[0])
+    if len(free) < options.splits:
+        raise ValueError(f"{len(free)} neurons can be split, fewer than {options.splits}. Choose a larger --scale.")
+    bound = functools.partial(bound_batch, f, region, root, problem.rounded, steps=options.steps, candidates=8)
+
+    neurons, size = starts.share.shape[-1], options.batch_size
+    every, sides = np.arange(size, dtype=np.int32) % len(weights), np.zeros((size, neurons), np.int8)
+    whole = bound(domains=(every, sides, jax.tree.map(lambda leaf: leaf[every], starts)))
+    # Parts start from what was found of the whole, as in a search, and can only gain.
+    worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
+    rng, sides = np.random.default_rng(options.seed), sides.copy()
+    for row in sides:
+        row[rng.choice(free, options.splits, replace=False)] = rng.choice([-1, 1], options.splits)
+    parts = worst % len(weights), sides, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers)
+    again = functools.partial(bound, domains=parts)
+    return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)
