@@ -28,6 +28,8 @@ extensions = [
 exclude_patterns = ["extensions"]
 html_theme = "furo"
 html_title = "cure_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 # Notebooks are shown as they were saved.
 nb_execution_mode = "off"

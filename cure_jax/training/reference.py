@@ -62,8 +62,8 @@ def _markdown_lines() -> Iterator[str]:
         "and print it again."
     )
     yield (
-        "`help(cure_jax.training.default_config)` and `python launch/train.py --help` say the same. Which loss for "
-        "which norm, and how long: [choosing.md](choosing.md)."
+        "`help(cure_jax.training.default_config)` and `python launch/train.py --help` say the same. See also "
+        "[which loss, which method, how long](choosing.md)."
     )
     yield ""
     yield (
