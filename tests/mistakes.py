@@ -57,6 +57,7 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "a trained network for a data set": lambda: dataset(training.make_regions({"linf": 0.1}), fitted()),
     "one region for a union": lambda: cj.certify_union(f, X, 0, BALL),  # pyright: ignore
     "a function as method": lambda: cj.certify(f, X, 0, BALL, method=cj.crown),  # pyright: ignore
+    "one class where several are wanted": lambda: cj.margins(f, 0, jnp.array(1))(X),
     "a method that does not exist": lambda: cj.certify(f, X, 0, BALL, method="croun"),
     "the exponent as a word": lambda: cj.lp_ball(X, 0.1, p="inf"),  # pyright: ignore
     "a radius without its norm": lambda: training.make_regions(0.1),  # pyright: ignore

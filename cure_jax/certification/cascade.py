@@ -1,18 +1,58 @@
-"""Several methods on many examples, from cheap to tight, each on what the methods before it left open."""
+"""Several methods on many examples, from cheap to tight, each on what the methods before it left open.
+
+That is examples, and of these, for methods whose work grows with them, single margins. What a batch bounds has one
+shape, so it bounds as many margins of each example as the example needs that has most of them open. Examples with
+equally many are neighbours, and the places that others do not need go to margins that are proved already: every number
+that comes back is a bound of the margin whose column it names, and may only raise what is known of that one.
+"""
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from cure_jax.certification.certificate import proves
 from cure_jax.progress import compile_seconds
 
-__all__ = ["Cascade", "run"]
+__all__ = ["Cascade", "open_columns", "open_margins", "run", "size_for"]
 
-# Of a method and the numbers of some examples: "lower" [rows, others] and "admissible" [rows].
-Prove = Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+# Of a method, the numbers of some examples [rows] and of the margins to bound of each [rows, columns]: "lower"
+# [rows, columns] and "admissible" [rows].
+Prove = Callable[[str, np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+# Of sizes: each is a program that has to be compiled.
+_GROWTH = 4
+
+
+def size_for(margins: int, others: int) -> int:
+    """How many margins of each example are bounded at once where `margins` of `others` are wanted: 1, 4, 16, ..., all.
+
+    Examples:
+      >>> [size_for(margins, 9) for margins in (1, 2, 4, 5, 9)]
+      [1, 4, 4, 9, 9]
+    """
+    size = 1
+    while size < margins:
+        size *= _GROWTH
+    return min(size, others)
+
+
+def open_margins(lower: np.ndarray) -> np.ndarray:
+    """How many margins lower bounds `[rows, others]` leave open, `[rows]`."""
+    return np.sum(~proves(lower[..., None]), axis=1)
+
+
+def open_columns(lower: np.ndarray) -> np.ndarray:
+    """Which margins to bound of each row of lower bounds `[rows, others]`: `[rows, columns]`, ascending, no one twice.
+
+    All that are open, up to the size of the row that has most of them, and the least of the others.
+
+    Examples:
+      >>> open_columns(np.array([[3.0, 0.1, 2.0, 0.2, -1.0], [0.0, 1.0, -1.0, 1.0, 1.0]])).tolist()
+      [[1, 2, 3, 4], [0, 1, 2, 3]]
+    """
+    size = size_for(int(open_margins(lower).max()), lower.shape[1])
+    return np.sort(np.argsort(lower, axis=1, kind="stable")[:, :size], axis=1)
 
 
 class Cascade:
@@ -23,20 +63,29 @@ class Cascade:
       admissible: `[examples]`, whether anything can be proved; only where something was tried.
     """
 
-    def __init__(self, stages: Sequence[str], hopeful: np.ndarray, nothing: np.ndarray, prove: Prove, batch_size: int):
+    def __init__(
+        self,
+        stages: Sequence[str],
+        hopeful: np.ndarray,
+        nothing: np.ndarray,
+        prove: Prove,
+        batch_size: int,
+        by_margin: Collection[str] = (),
+    ):
         """Nothing is tried yet.
 
         Args:
           stages: the methods, in their order.
           hopeful: `[examples]`; the others are given to the first method alone.
           nothing: `[others]`, -inf: the bounds of an example of which nothing is known.
-          prove: what a method finds on some examples.
+          prove: what a method finds on some margins of some examples.
           batch_size: examples at once.
+          by_margin: the methods that bound no more margins than are open, as far as one shape allows.
         """
         self.lower = np.tile(nothing, (len(hopeful), 1))
         self.admissible = np.zeros(len(hopeful), bool)
         self._left, self._hopeful, self._pending = list(stages), hopeful, np.arange(len(hopeful))
-        self._prove, self._batch_size = prove, batch_size
+        self._prove, self._batch_size, self._by_margin = prove, batch_size, by_margin
         self._proved, self._seconds, self._is_first = 0, 0.0, True
 
     @property
@@ -70,25 +119,35 @@ class Cascade:
     def step(self) -> int:
         """Tries the current method on the next batch; returns how many examples are decided by that."""
         rows, self._pending = np.split(self._pending, [self._batch_size])
-        before = proves(self.lower[rows])
+        before, columns = proves(self.lower[rows]), self._columns(rows)
         began = time.monotonic()
         with compile_seconds() as compiling:
-            found = self._prove(self._left[0], rows)
+            found = self._prove(self._left[0], rows, columns)
             # At least one tick, so that a method that was tried has a rate.
             self._seconds += max(time.monotonic() - began - compiling(), 1e-9)
         # A bound that is not a number is none.
-        self.lower[rows] = np.fmax(self.lower[rows], found["lower"])
+        places = rows[:, None], columns
+        self.lower[places] = np.fmax(self.lower[places], found["lower"])
         self.admissible[rows] = found["admissible"]
         proved = int(np.sum(self.admissible[rows] & proves(self.lower[rows]) & ~before))
         self._proved += proved
         is_last = len(self._left) == 1
         decided = len(rows) if is_last else int(np.sum(~self._open()[rows]))
         if not len(self._pending):
-            self._left, self._pending = self._left[1:], np.flatnonzero(self._open())
+            self._left, self._pending = self._left[1:], self._fewest_first(np.flatnonzero(self._open()))
             self._proved, self._seconds, self._is_first = 0, 0.0, False
             if not len(self._pending):
                 self._left = []
         return decided
+
+    def _columns(self, rows: np.ndarray) -> np.ndarray:
+        """`[rows, columns]`: the margins to bound."""
+        if self._left[0] in self._by_margin:
+            return open_columns(self.lower[rows])
+        return np.tile(np.arange(self.lower.shape[1]), (len(rows), 1))
+
+    def _fewest_first(self, rows: np.ndarray) -> np.ndarray:
+        return rows[np.argsort(open_margins(self.lower[rows]), kind="stable")]
 
     def _open(self) -> np.ndarray:
         """`[examples]`: hopeful ones that are not proved."""

@@ -128,14 +128,15 @@ def proves(lower: Any) -> Any:
     return ((lower > 0) & (lower < math.inf)).all(axis=-1)
 
 
-def lower_margins(
+def lower_margins(  # noqa: PLR0913  (one argument for each thing that varies)
     f: Callable[[jax.Array], jax.Array],
     x: Float[ArrayLike, "*x"],
     label: Integer[ArrayLike, "..."] | int,
     region: Region,
     method: str | Sequence[str],
     arithmetic: str = "float32",
-) -> tuple[Float[Array, " others"], Bool[Array, ""]]:
+    against: Integer[Array, " rivals"] | None = None,
+) -> tuple[Float[Array, " rivals"], Bool[Array, ""]]:
     """What a certificate is made of: lower bounds of the margins, and whether anything can be proved at all.
 
     Args:
@@ -145,17 +146,18 @@ def lower_margins(
       region: around the example.
       method: as for `certify`.
       arithmetic: as for `certify`.
+      against: as for `margins`: which of them to bound.
 
     Returns:
-      Lower bounds of all margins on the region, other classes ascending; and False where the label is out of range,
-      something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
+      Lower bounds of these margins on the region, of all in the order of classes; and False where the label is out
+      of range, something is not finite, the prediction at `x` is wrong or `x` lies outside of the region.
     """
     x, label = jnp.asarray(x), as_class(label)
     check_region(region, "certify")
     _check_shapes(x, label, region)
     logits = f(x)
     check_logits(logits)
-    lower = bound_method(method, arithmetic)(margins(f, label))(region).lower
+    lower = bound_method(method, arithmetic)(margins(f, label, against))(region).lower
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits).astype(label.dtype) == label)
     finite = jnp.all(jnp.isfinite(x)) & jnp.all(jnp.isfinite(logits))
     return lower, valid & finite & region.contains(x)

@@ -28,7 +28,7 @@ from cure_jax.certification.batches import (
 )
 from cure_jax.certification.certificate import lower_margins, proves
 from cure_jax.certification.dataset_certificate import DatasetCertificate
-from cure_jax.certification.methods import bound_method, tried
+from cure_jax.certification.methods import OPTIMISED, bound_method, tried
 from cure_jax.regions import LpBall
 
 __all__ = ["DatasetCertificate", "certify_dataset"]
@@ -69,7 +69,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         bound says otherwise, one of the two is wrong, and a warning names the examples.
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
         keeps the tightest bound of each margin; so do several names, "best" among them or not, in the order in which
-        they are given.
+        they are given. What is undecided are examples, and for the methods that optimise (`alpha_crown`, `sdp_crown`,
+        `vertex_crown`) single margins of them: those of 1, 4, 16, ... classes, a program each.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
         method (`cure_jax.bounds.in_float64`).
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.
@@ -110,8 +111,9 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     cascades, examples = {}, {}
     for norm, make_region in make_regions.items():
         examples[norm] = Batches((f, make_region), (images, labels, *own[norm]), batch_size, mesh)
-        prove = functools.partial(_proved, examples[norm], arithmetic, mesh)
-        cascades[norm] = cascade.Cascade(stages[norm], correct & survived[norm], nothing, prove, batch_size)
+        prove = functools.partial(_proved, examples[norm], labels, arithmetic, mesh)
+        hopeful = correct & survived[norm]
+        cascades[norm] = cascade.Cascade(stages[norm], hopeful, nothing, prove, batch_size, OPTIMISED)
     with shown(len(images), "certify", show_progress, parts=len(cascades)) as advance:
         unfinished = cascade.run(cascades, advance, timeout)
     verified, margin = {}, {}
@@ -176,11 +178,20 @@ def _uncontradicted(verified: np.ndarray, survived: np.ndarray, norm: str) -> np
     return verified & survived
 
 
-def _proved(
-    batches: Batches, arithmetic: str, mesh: Mesh | None, stage: str, rows: np.ndarray
+def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
+    batches: Batches,
+    labels: np.ndarray,
+    arithmetic: str,
+    mesh: Mesh | None,
+    stage: str,
+    rows: np.ndarray,
+    columns: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """What one method finds on some of the examples."""
-    return batches.apply(functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh), rows)
+    """What one method finds of some margins of some of the examples."""
+    # Margins are in the order of the other classes.
+    against = (columns + (columns >= labels[rows, None])).astype(np.int32)
+    bounded = functools.partial(_bounded, method=stage, arithmetic=arithmetic, mesh=mesh)
+    return batches.apply(bounded, rows, own=(against,))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -197,21 +208,24 @@ def _bounded(  # noqa: PLR0913  (one argument for each thing that varies)
     make_region: MakeRegion,
     x: jax.Array,
     label: jax.Array,
-    *radius: jax.Array,
+    *own: jax.Array,
     method: str,
     arithmetic: str,
     mesh: Mesh | None,
 ) -> dict[str, jax.Array]:
-    def batch(
-        f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *radius: jax.Array
-    ) -> dict[str, jax.Array]:
-        def one(x: jax.Array, label: jax.Array, *radius: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return lower_margins(f, x, label, make_region(x, *radius), method, arithmetic)
+    """Lower bounds of margins; `own` are the radii, if examples have any, and the classes `against` which."""
 
-        lower, admissible = jax.vmap(one)(x, label, *radius)
+    def batch(
+        f: Model, make_region: MakeRegion, x: jax.Array, label: jax.Array, *own: jax.Array
+    ) -> dict[str, jax.Array]:
+        def one(x: jax.Array, label: jax.Array, *own: jax.Array) -> tuple[jax.Array, jax.Array]:
+            *radius, against = own
+            return lower_margins(f, x, label, make_region(x, *radius), method, arithmetic, against)
+
+        lower, admissible = jax.vmap(one)(x, label, *own)
         return {"lower": lower, "admissible": admissible}
 
-    return divided(batch, mesh, 2)(f, make_region, x, label, *radius)
+    return divided(batch, mesh, 2)(f, make_region, x, label, *own)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

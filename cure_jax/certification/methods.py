@@ -13,7 +13,7 @@ from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.regions import Interval, LpBall, Region
 from cure_jax.validation import described
 
-__all__ = ["METHODS", "OUTWARD", "Bound", "bound_method", "cheap_to_tight", "tried"]
+__all__ = ["METHODS", "OPTIMISED", "OUTWARD", "Bound", "bound_method", "cheap_to_tight", "tried"]
 
 # Of a network; some have options.
 Bound = Callable[..., Callable[[Region], Interval]]
@@ -21,6 +21,8 @@ Bound = Callable[..., Callable[[Region], Interval]]
 
 # Those whose rounding errors can be bounded, from cheap to tight.
 OUTWARD = ("ibp", "crown_ibp", "crown")
+# Those that optimise every output by itself: the fewer outputs, the less work.
+OPTIMISED = ("alpha_crown", "sdp_crown", "vertex_crown")
 
 
 def cheap_to_tight(region: Region, arithmetic: str = "float32") -> tuple[str, ...]:

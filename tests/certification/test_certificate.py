@@ -21,6 +21,20 @@ def test_margins_are_in_ascending_order_of_the_other_classes():
         np.testing.assert_array_equal(jax.jit(lambda x, y: cj.margins(lambda x: x, y)(x))(x, label), expected)
 
 
+def test_margins_against_some_classes():
+    x = jnp.array([3.0, 5.0, 4.0, 1.0])
+    margins = jax.jit(lambda label, against: cj.margins(lambda x: x, label, against)(x))
+    # In any order, several times; the label itself and what is no class have no margin that could be positive.
+    np.testing.assert_array_equal(margins(1, jnp.array([3, 0, 0, 1, 4, -1, 2])), [4.0, 2.0, 2.0, 0.0, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(margins(1, jnp.array([3, 255], jnp.uint8)), [4.0, 0.0])
+    for label in range(4):
+        others = jnp.array([j for j in range(4) if j != label])
+        np.testing.assert_array_equal(margins(label, others), cj.margins(lambda x: x, label)(x))
+    for method in ("ibp", "crown", "alpha_crown", "lipschitz", "sdp_crown"):
+        found = METHODS[method](cj.margins(lambda x: jax.nn.relu(x), 1, jnp.array([1, 9])))(cj.l2_ball(x, 0.1))
+        assert not jnp.any(found.lower > 0)
+
+
 @pytest.mark.parametrize(
     ("method", "p"),
     [(method, p) for method in ("ibp", "crown_ibp", "crown", "lipschitz", "box_ball") for p in (jnp.inf, 2.0, 1.0)]

@@ -117,6 +117,22 @@ def test_methods_report_what_each_proves(tmp_path, monkeypatch):
     assert run(tmp_path, *METHODS)[0] == 1
 
 
+def test_methods_that_optimise_see_what_a_cheap_one_leaves_open(tmp_path, monkeypatch):
+    # With a method in the place of one that optimises, so that little is compiled.
+    monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "sdp_crown": cj.crown})
+    options = ("methods", "--networks", "digits/max", "--norms", "l2", "--methods", "ibp", "sdp_crown")
+    status, result = run(tmp_path, *options, "--after=ibp")
+    assert status == 0
+    (report,) = result["reports"]
+    check_rows(report, ["ibp", "sdp_crown", "sdp_crown after ibp"])
+    facts = report["facts"]["methods"]
+    assert facts["ibp"]["proved"] < facts["sdp_crown"]["proved"] <= facts["sdp_crown after ibp"]["proved"]
+
+    # Bounds of other margins than those that are open prove less.
+    monkeypatch.setattr(methods.cascade, "open_columns", lambda lower: np.argsort(-lower, axis=1)[:, :1])
+    assert run(tmp_path, *options, "--after=ibp")[0] == 1
+
+
 def test_bounds_looser_than_those_of_the_other_verifier_do_not_pass(tmp_path, capsys):
     status, result = run(tmp_path, *BOUNDS, "--eps", "0.1", "0.2", *verifier(tmp_path, VERIFIER))
     assert status == 1
