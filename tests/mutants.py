@@ -19,7 +19,7 @@ import cure_jax as cj
 from cure_jax import graph, numerics
 from cure_jax.bounds.folding import coefficients, linear, vertices
 from cure_jax.bounds.norms import spectral
-from cure_jax.certification import certificate
+from cure_jax.certification import cascade, certificate
 from cure_jax.perturbations import Geometric
 from cure_jax.regions import Interval, L0Ball, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
@@ -127,34 +127,48 @@ def slopes_that_leave_the_unit_interval(patch: pytest.MonkeyPatch) -> None:
 
 
 def pixels_that_move_by_half_of_their_radius(patch: pytest.MonkeyPatch) -> None:
-    kept = sys.modules["cure_jax.bounds.vertex_crown"]._Kept
-    right = kept._above
+    rows = sys.modules["cure_jax.bounds.vertex_crown"]._Rows
+    right = rows.above
 
-    def wrong(self, *args):
-        above = right(self, *args)
-        return above._replace(up=above.up / 2, down=above.down / 2)
+    def wrong(self, found):
+        above = right(self, found)
+        return above._replace(ways=above.ways / 2)
 
-    patch.setattr(kept, "_above", wrong)
+    patch.setattr(rows, "above", wrong)
 
 
 def layers_that_move_in_one_direction(patch: pytest.MonkeyPatch) -> None:
+    """Of dense layers."""
     module = sys.modules["cure_jax.bounds.vertex_crown"]
     right = module.Changes
-    patch.setattr(module, "Changes", lambda up, down, axes: right(up, jnp.zeros_like(down), axes))
+    patch.setattr(module, "Changes", lambda ways, axes: right(ways.at[:, 1].set(0), axes))
 
 
 def neurons_bounded_from_the_wrong_side(patch: pytest.MonkeyPatch) -> None:
     """Concave lower bounds of neurons in place of their convex upper ones; the first layer is both."""
-    module = sys.modules["cure_jax.bounds.vertex_crown"]
-    right, kept = module.forms.neuron, module._Kept._above
+    rows = sys.modules["cure_jax.bounds.vertex_crown"]._Rows
+    right = rows.of_neurons
 
-    def wrong(self, *layer):
-        with patch.context() as inner:
-            inner.setattr(module, "forms", types.SimpleNamespace(neuron=lambda *args: right(*args[:-1], -args[-1])))
-            above = kept(self, *layer)
-        return above._replace(center=-above.center, up=-above.up, down=-above.down)
+    def wrong(self, above, selected):
+        found, other = right(self, above, selected), right(self, ~above, selected)
+        return jnp.concatenate([found[..., :2], -other[..., 2:]], axis=-1)
 
-    patch.setattr(module._Kept, "_above", wrong)
+    patch.setattr(rows, "of_neurons", wrong)
+
+
+def neurons_with_the_bounds_of_their_neighbours(patch: pytest.MonkeyPatch) -> None:
+    rows = sys.modules["cure_jax.bounds.vertex_crown"]._Rows
+    right = rows.of_neurons
+
+    def wrong(self, above, selected):
+        found = right(self, above, selected)
+        return jnp.roll(found.reshape(-1, self.values), 1, axis=0).reshape(found.shape)
+
+    patch.setattr(rows, "of_neurons", wrong)
+
+
+def margins_that_are_left_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cascade, "size_for", lambda margins, others: 1)
 
 
 def windows_that_stand_still_at_the_first_entry(patch: pytest.MonkeyPatch) -> None:
@@ -204,7 +218,9 @@ def last_layer_with_upper_for_lower(patch: pytest.MonkeyPatch) -> None:
 
 
 def margins_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    def wrong(f, label):
+    def wrong(f, label, against=None):
+        del against
+
         def differences(x):
             logits = f(x)
             others = jnp.arange(logits.size - 1)

@@ -136,6 +136,10 @@ class Kept(Protocol):
 
     ball: ActivatedBall
 
+    def refine(self, equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval] | None:
+        """Tighter intervals of the operands, or None for the usual ones; called before `relax`."""
+        ...
+
     def relax(
         self, equation: graphs.Equation, operands: Sequence[Interval], relaxation: rules.Relaxation
     ) -> rules.Relaxation:
@@ -185,7 +189,10 @@ def relaxed(
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if intermediate == "crown":
-            operands = _refined(graph, region if kept is None else kept.ball, inside, equation, operands)
+            refined = None if kept is None else kept.refine(equation, operands)
+            if refined is None:
+                refined = _refined(graph, region if kept is None else kept.ball, inside, equation, operands)
+            operands = refined
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
         output, relaxation = equation.output.index, rule.relax(equation, operands, None)

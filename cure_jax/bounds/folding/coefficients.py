@@ -30,6 +30,7 @@ __all__ = [
     "inner",
     "negative",
     "neuron",
+    "placed_neuron",
     "pull",
     "pull_lines",
     "size",
@@ -211,13 +212,35 @@ def neuron(node: Node, moving: Sequence[int], index: jax.Array, sign: jax.Array 
       index: which entry, in the order of the flattened node.
       sign: 1 or -1; it may be traced.
     """
-    shape, place = node.shape, jnp.unravel_index(index, node.shape)
-    sizes = [1 if i in moving else n for i, n in enumerate(shape)]
-    fixed = jnp.ravel_multi_index(
+    place, sizes = jnp.unravel_index(index, node.shape), _sizes(node, moving)
+    member = jnp.ravel_multi_index(
         [jnp.minimum(i, n - 1) for i, n in zip(place, sizes, strict=True)], sizes, mode="clip"
     )
-    row = sign * jax.nn.one_hot(fixed, math.prod(sizes), dtype=node.dtype).reshape(sizes)
+    return placed_neuron(node, moving, jnp.stack(place), member, sign)
+
+
+def placed_neuron(
+    node: Node, moving: Sequence[int], place: jax.Array, member: jax.Array, sign: jax.Array | float
+) -> Coefficients:
+    """The same neuron by its place and by its number among those of that place, which see one window.
+
+    Under a `jax.vmap` over `member` alone the place is one for all, and what windows cut is cut once.
+
+    Args:
+      node: the node.
+      moving: as for `neuron`.
+      place: `[axes of the node]`; its coordinates along the axes that do not move are not looked at.
+      member: in the order of the flattened node, without the axes that move.
+      sign: as for `neuron`.
+    """
+    sizes = _sizes(node, moving)
+    row = sign * jax.nn.one_hot(member, math.prod(sizes), dtype=node.dtype).reshape(sizes)
     if not moving:
         return row
-    axes = tuple(Axis(i, 1, 0, 1) if i in moving else axis for i, axis in enumerate(whole(shape)))
-    return Window(row, jnp.stack(place).astype(jnp.int32), axes, shape)
+    axes = tuple(Axis(i, 1, 0, 1) if i in moving else axis for i, axis in enumerate(whole(node.shape)))
+    return Window(row, place.astype(jnp.int32), axes, node.shape)
+
+
+def _sizes(node: Node, moving: Sequence[int]) -> list[int]:
+    """Of the window of one neuron."""
+    return [1 if i in moving else n for i, n in enumerate(node.shape)]

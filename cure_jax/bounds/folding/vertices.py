@@ -92,14 +92,18 @@ class Changes:
     """How sigma(u) of a layer changes when one pixel goes all of its way.
 
     Attributes:
-      up: `[*node, *window]`, for every pixel that a neuron sees; 0 for neurons with relaxations of their own.
-      down: the same when it moves down.
+      ways: `[*node, 2, *window]`, up and down, for every pixel that a neuron sees; 0 for neurons with relaxations of
+        their own.
       axes: of the windows, moved by the position of the neuron; None if every neuron sees the whole input.
     """
 
-    up: jax.Array
-    down: jax.Array
+    ways: jax.Array
     axes: tuple[Axis, ...] | None
+
+    @property
+    def positions(self) -> int:
+        """How many places windows have."""
+        return math.prod(self.ways.shape[axis.source] for axis in self.axes or () if axis.stride)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +119,10 @@ class ActivatedBall:
     layers: dict[int, Changes]
 
     def entries(self, coefficients: Mapping[int, Coefficients]) -> int:
-        """How many numbers one objective needs at most."""
+        """How many numbers one objective needs at most: in a window its part of a table, else what the table makes."""
         sizes = [
-            forms.size(coefficients[index]) * math.prod(changes.up.shape[_rank(coefficients[index]) :])
+            math.prod(changes.ways.shape[_rank(coefficients[index]) :])
+            * (forms.size(part) if isinstance(part := coefficients[index], Window) else changes.positions)
             for index, changes in self.layers.items()
             if index in coefficients
         ]
@@ -141,8 +146,8 @@ class ActivatedBall:
         up, down = _scaled(linear, self.ball.up), _scaled(linear, -self.ball.down)
         for index, changes in self.layers.items():
             if index in coefficients:
-                up = forms.add(up, _spread(coefficients[index], changes.up, changes.axes, node), node.shape)
-                down = forms.add(down, _spread(coefficients[index], changes.down, changes.axes, node), node.shape)
+                higher, lower = _spread(coefficients[index], changes, node)
+                up, down = forms.add(up, higher, node.shape), forms.add(down, lower, node.shape)
         return forms.inner(linear, self.ball.center), up, down
 
     def least(self, coefficients: Mapping[int, Coefficients], node: Node) -> jax.Array:
@@ -155,7 +160,10 @@ class ActivatedBall:
         Soundness:
           For every input in the ball and its box, in real arithmetic.
         """
-        center, up, down = self.at_vertices(coefficients, node)
+        return self.least_of(*self.at_vertices(coefficients, node))
+
+    def least_of(self, center: jax.Array, up: Coefficients, down: Coefficients) -> jax.Array:
+        """A lower bound of a function on the ball, from what `at_vertices` says of it."""
         gains, caps = zip(_losses(up, self.ball.above), _losses(down, self.ball.below), strict=True)
         return center - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
 
@@ -183,15 +191,15 @@ def _losses(changes: Coefficients, room: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.maximum(-changes, 0).ravel(), room.ravel()
 
 
-def _spread(coefficients: Coefficients, table: jax.Array, axes: tuple[Axis, ...] | None, node: Node) -> Coefficients:
-    """The sum over neurons of their coefficient times their row of the table, on the input.
+def _spread(coefficients: Coefficients, changes: Changes, node: Node) -> list[Coefficients]:
+    """The sums over neurons of their coefficient times their changes, on the input: for ways up and down.
 
     Args:
       coefficients: on the layer.
-      table: `[*layer, *window]`.
-      axes: of the windows.
+      changes: of the layer.
       node: the input.
     """
+    table, axes = changes.ways, changes.axes
     rank, value, rows = _rank(coefficients), coefficients, table
     if isinstance(coefficients, Window):
         flat = table.reshape(*table.shape[:rank], -1)
@@ -202,31 +210,33 @@ def _spread(coefficients: Coefficients, table: jax.Array, axes: tuple[Axis, ...]
     positions = "".join(layer[axes[i].source] for i in moving) if axes else ""
     sums = jnp.einsum(f"{layer},{layer}{window}->{positions}{window}", value, rows, precision=lax.Precision.HIGHEST)
     if axes is None:
-        return sums
+        return list(sums)
     placed = _placed(sums, axes, moving)
     if isinstance(coefficients, Window):
-        return _window_of(coefficients, placed, axes)
+        return [_window_of(coefficients, way, axes) for way in placed]
     crops = [
         (axis.start, size - axis.start - extent, 0)
-        for axis, size, extent in zip(axes, node.shape, placed.shape, strict=True)
+        for axis, size, extent in zip(axes, node.shape, placed.shape[1:], strict=True)
     ]
-    return lax.pad(placed, jnp.zeros((), placed.dtype), crops)
+    return list(lax.pad(placed, jnp.zeros((), placed.dtype), [(0, 0, 0), *crops]))
 
 
 def _placed(sums: jax.Array, axes: tuple[Axis, ...], moving: list[int]) -> jax.Array:
-    """Adds up windows `[*positions, *window]` where they lie, from the first entry of the first one on.
+    """Adds up windows `[*positions, 2, *window]` where they lie, from the first entry of the first one on.
 
-    One axis after the other: as many additions as all windows are long together, not as they have entries.
+    One axis after the other. Rows that are written one behind the other, each `stride` longer than the sum of all, and
+    read as rows of the length of that, have moved by `stride` each: few operations, however long the windows are.
     """
     for done, i in enumerate(moving):
-        size, stride = axes[i].size, axes[i].stride
-        place = len(moving) - done + i
-        total = jnp.zeros((), sums.dtype)
-        for offset in range(size):
-            part = jnp.take(sums, offset, axis=place)
-            config = [(offset, size - 1 - offset, stride - 1), *((0, 0, 0),) * (part.ndim - 1)]
-            total = total + lax.pad(part, jnp.zeros((), part.dtype), config)
-        sums = jnp.moveaxis(total, 0, place - 1)
+        # The positions along other axes, the ways, and the axes of the window before this one.
+        place = len(moving) - done + 1 + i
+        rows = jnp.moveaxis(sums, place, 1)
+        count, size, *rest = rows.shape
+        length = axes[i].stride * (count - 1) + size
+        room = [(0, 0, 0), (0, length + axes[i].stride - size, 0), *((0, 0, 0),) * len(rest)]
+        behind = lax.pad(rows, jnp.zeros((), rows.dtype), room).reshape(-1, *rest)
+        moved = behind[: count * length].reshape(count, length, *rest)
+        sums = jnp.moveaxis(jnp.sum(moved, axis=0), 0, place - 1)
     return sums
 
 
