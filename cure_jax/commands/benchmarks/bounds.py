@@ -1,5 +1,7 @@
 """CROWN of one image: against one gradient of the network, IBP, CROWN-IBP and, if given, auto_LiRPA's CROWN.
 
+For l_1 balls there is `vertex_crown` beside them.
+
 The network is that of `cure_jax.models.ConvNet`, by default five 3x3 convolutions on 28x28 and two dense layers, with
 the random weights of PyTorch's default (uniform, bounded by 1 / sqrt(inputs)) or those of a file: an `.npz` with
 `Conv_0/kernel`, `Conv_0/bias`, ..., `Dense_1/bias`, and if wanted `image` and `label`. auto_LiRPA runs in another
@@ -25,7 +27,7 @@ from cure_jax.commands.benchmarks import peer
 from cure_jax.commands.benchmarks.timing import Check, Report, Seconds, in_process, rows, take_turns
 
 _REFERENCE = "forward + backward"
-_CROWN, _MARGINS, _PEER = "crown", "margins", "auto_LiRPA crown"
+_CROWN, _VERTICES, _MARGINS, _PEER = "crown", "vertex_crown", "margins", "auto_LiRPA crown"
 _NORMS = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
 _SAMPLES = 64
 # Of the largest margin: two programs differ by as much through float32, and through a ReLU whose interval is a little
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> list[Report]:
     if len(options.features) != len(options.strides):
         raise ValueError(f"{len(options.features)} features but {len(options.strides)} strides; expected one of each")
     network, parameters, image, label = _problem(options)
-    programs = _programs(network, label)
+    programs = _programs(network, label, options.norm)
     with _peer(options, parameters, image, label) as ask:
         return [report for eps in options.eps for report in _reports(options, eps, programs, (parameters, image), ask)]
 
@@ -97,7 +99,7 @@ def _random_weights(shapes: Mapping[str, Any], generator: np.random.Generator) -
     return weights
 
 
-def _programs(network: Network, label: int) -> dict[str, Callable[..., Any]]:
+def _programs(network: Network, label: int, norm: str) -> dict[str, Callable[..., Any]]:
     """What is timed, of parameters and region; parameters are arguments, or XLA would compute with them in advance."""
 
     def bound(transform: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,13 +108,15 @@ def _programs(network: Network, label: int) -> dict[str, Callable[..., Any]]:
     def gradient(parameters: Any, region: cj.LpBall) -> Any:
         return jax.value_and_grad(lambda x: jnp.sum(_margins(network, label, parameters)(x)))(region.center)
 
-    return {
+    vertices = {_VERTICES: bound(lambda f: cj.vertex_crown(f, lower_only=True))} if norm == "l1" else {}
+    programs = {
         _REFERENCE: jax.jit(gradient),
         "ibp": bound(cj.ibp),
         "crown-ibp": bound(lambda f: cj.crown(f, intermediate="ibp")),
         _CROWN: bound(cj.crown),
         _MARGINS: jax.jit(lambda parameters, x: jax.vmap(_margins(network, label, parameters))(x)),
     }
+    return programs | vertices
 
 
 def _margins(network: Network, label: int, parameters: Any) -> Callable[[jax.Array], jax.Array]:
@@ -140,6 +144,9 @@ def _reports(
     title = f"{options.norm}, eps {eps:g}, {'whole ball' if options.whole_ball else 'cut by [0, 1]'}"
     checks = {"least sampled margin minus its lower bound": not_negative(np.asarray(margins) - lower)}
     facts = {"eps": eps, "lower": lower.tolist()}
+    if _VERTICES in functions:
+        facts[_VERTICES] = np.asarray(functions[_VERTICES](parameters, region)).tolist()
+        checks[f"the same for {_VERTICES}"] = not_negative(np.asarray(margins) - np.asarray(facts[_VERTICES]))
     yield Report(title, rows({name: taken[name] for name in ours}, _REFERENCE), checks, facts)
     if ask is not None:
         answer = {name: value for name, value in ask({"eps": eps}).items() if name not in ("wall", "cpu")}
