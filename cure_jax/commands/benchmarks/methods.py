@@ -62,19 +62,19 @@ def _reports(options: argparse.Namespace, name: str) -> list[Report]:
     ]
 
 
-def _on_open(bounds: Callable[..., jax.Array], known: np.ndarray) -> Callable[..., np.ndarray]:
+def _on_open(bounds: Callable[..., jax.Array], known: np.ndarray) -> Callable[..., jax.Array]:
     """Known lower bounds `[images, others]`, raised by those of the margins that they leave open."""
     count, others = cascade.open_margins(known), known.shape[1]
     sizes = np.array([cascade.size_for(each, others) if each else 0 for each in count.tolist()])
     parts = [np.flatnonzero(sizes == size) for size in {*sizes.tolist()} - {0}]
 
-    def raised(f: Partial, images: jax.Array, labels: jax.Array) -> np.ndarray:
+    def raised(f: Partial, images: jax.Array, labels: jax.Array) -> jax.Array:
         lower = known.copy()
         for part in parts:
             columns = cascade.open_columns(known[part])
             places, against = (part[:, None], columns), columns + (columns >= np.asarray(labels)[part, None])
             lower[places] = np.fmax(lower[places], bounds(f, images[part], labels[part], against))
-        return lower
+        return jnp.asarray(lower)
 
     return raised
 
