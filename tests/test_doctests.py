@@ -19,11 +19,13 @@ MODULES = sorted(
     # Each command has flags of the process; they have no examples, and __main__ runs.
     if "commands" not in path.parts and path.stem != "__main__"
 )
-DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *(ROOT / "cure_jax").rglob("README.md")]
-)
 # Exactly "python": a sketch that cannot run alone is marked ```python sketch, which is highlighted but not run.
 PYTHON_BLOCK = re.compile(r"^```python[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in [*ROOT.glob("README.md"), *(ROOT / "cure_jax").rglob("README.md"), *(ROOT / "docs").rglob("*.md")]
+    if PYTHON_BLOCK.search(path.read_text())
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,10 @@ def test_module_examples(module_name: str, request: pytest.FixtureRequest):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_document_examples(document: str, request: pytest.FixtureRequest):
+def test_document_examples(
+    document: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # some write files
     run_document((ROOT / document).read_text(), document, option_flags(request.config))
 
 
