@@ -169,8 +169,8 @@ def check_network(model: Any, images: jax.ShapeDtypeStruct) -> int:
         _LOGGER.warning("%s has a frozen BatchNorm; training leaves %s.", network.name, ", ".join(frozen))
     if last := _normalised(traced.jaxpr):
         _LOGGER.warning(
-            "%s ends in %s; expected logits, as losses take the softmax themselves and bounds of logits are tighter. "
-            "Leave it out.",
+            "%s ends in %s; expected logits, as losses take the softmax themselves, and bounds have one layer less to "
+            "enclose. Leave it out.",
             network.name,
             last,
         )
