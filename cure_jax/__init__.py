@@ -1,4 +1,13 @@
-"""Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training."""
+"""Certified robustness in JAX: bounds as function transformations, certificates, and multi-norm certified training.
+
+Where to begin:
+
+* `training.fit(model, (images, labels), config)` trains a network of flax, with `training.default_config()`;
+* `certify_dataset(fitted.classifier, images, labels, training.make_regions(config.radii))` proves its predictions;
+* `interop.load_onnx(path)` reads a network of another framework, `models.classifier(model, variables)` one of flax;
+* `certify(f, x, label, linf_ball(x, 0.1, within=(0.0, 1.0)))` proves one prediction of any function of one example;
+* `verify` decides, `pgd` attacks, `crown(f)(region)` and the other bounds give intervals.
+"""
 
 import importlib
 import importlib.metadata

@@ -1,6 +1,9 @@
 """Checks of images and labels before anything is trained on them or certified."""
 
+import contextlib
 import inspect
+import math
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, Integer
 from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["as_class", "check_logits", "described", "validate"]
+__all__ = ["as_class", "check_logits", "described", "on_one_example", "reaches_all", "validate"]
 
 
 def described(value: object) -> str:
@@ -46,9 +49,50 @@ def check_logits(logits: object) -> None:
     shape = logits.shape
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(
-            f"f returns shape {shape}; expected the logits of one example, at least 2: wrap a batched network, e.g. "
-            "lambda x: model.apply(variables, x[None])[0]."
+            f"f returns shape {shape}; expected the logits of one example, at least 2. Make a function of one "
+            "example of a network of batches: cj.models.classifier(model, variables)."
         )
+
+
+def reaches_all(name: str, eps: float, p: float, shape: Sequence[int]) -> str | None:
+    """What is said of a radius from which on a ball holds every image, whatever its center; None below.
+
+    Args:
+      name: of the radius.
+      eps: the radius.
+      p: the exponent of its norm.
+      shape: of an image.
+
+    Examples:
+      >>> reaches_all("radii.linf", 8.0, math.inf, (28, 28, 1))
+      'radii.linf is 8, but no two images of shape (28, 28, 1) with pixels in [0, 1] are further apart than 1 in linf: \
+divide radii of pixels in 0 to 255 by 255.'
+      >>> reaches_all("radii.l2", 1.0, 2.0, (28, 28, 1))
+    """
+    widest = math.prod(shape) ** (1 / p)
+    if eps < widest:
+        return None
+    return (
+        f"{name} is {eps:g}, but no two images of shape {tuple(shape)} with pixels in [0, 1] are further apart than "
+        f"{widest:g} in l{p:g}: divide radii of pixels in 0 to 255 by 255."
+    )
+
+
+@contextlib.contextmanager
+def on_one_example(shape: tuple[int, ...]) -> Iterator[None]:
+    """Adds a note to whatever a classifier raises when it is called with one example of this shape.
+
+    What a network says that expected a batch, or other axes, is about its own layers, and does not name the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"f was called with one example, of shape {shape}; expected a function of one, without a batch axis. Of a "
+            "flax network, which takes batches, cj.models.classifier(model, variables) makes one, and of what "
+            "training.fit returns fitted.classifier. Axes are those of the training: [height, width, channels] in flax."
+        )
+        raise
 
 
 def as_class(label: Integer[jax.typing.ArrayLike, "..."] | int) -> Int32[Array, "..."]:

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import FlaxError
 
 import cure_jax as cj
 from cure_jax import training
@@ -18,6 +19,7 @@ from cure_jax.training.checks import check
 
 X = jnp.array([0.8, 0.3])
 BALL = cj.linf_ball(X, 0.1)
+REGIONS = training.make_regions({"linf": 0.1})
 IMAGES, LABELS = np.array([[0.8, 0.3], [0.1, 0.6]], np.float32), np.array([0, 1])
 
 
@@ -33,6 +35,11 @@ def dataset(regions: object, model: object = f, images: np.ndarray = IMAGES, lab
 def fitted() -> Fitted:
     model = nn.Dense(2)
     return Fitted(model, None, model.init(jax.random.key(0), jnp.zeros((1, 2))), (2,))
+
+
+def trained() -> Fitted:
+    model = nn.Sequential([lambda images: images.reshape(len(images), -1), nn.Dense(2)])
+    return Fitted(model, None, model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))), (4, 4, 1))
 
 
 def config(**fields: object) -> object:
@@ -64,6 +71,10 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
     "a norm by another name": lambda: training.make_regions({"inf": 0.1}),
     "a network that returns more than logits": lambda: cj.certify(lambda x: (x, x), X, 0, BALL),  # pyright: ignore
     "a network of batches": lambda: cj.certify(lambda x: x[None], X, 0, BALL),
+    "a flax module in the place of a function": lambda: dataset(REGIONS, nn.Dense(2)),
+    "a module's apply without its parameters": lambda: dataset(REGIONS, nn.Dense(2).apply),
+    "channels first, for a network trained with channels last": lambda: trained().classifier(jnp.zeros((1, 4, 4))),
+    "images and labels that are no pair": lambda: training.fit(nn.Dense(2), IMAGES, LABELS),  # pyright: ignore
     "an attack on more than logits": lambda: cj.pgd(lambda x: (x, x), X, 0, BALL, key=jax.random.key(0)),  # pyright: ignore
     "images in 0 to 255": lambda: dataset(training.make_regions({"linf": 0.1}), images=IMAGES * 255),
     "labels that are one-hot": lambda: dataset(training.make_regions({"linf": 0.1}), labels=np.eye(2, dtype=int)),
@@ -76,11 +87,12 @@ MISTAKES: Mapping[str, Callable[[], object]] = {
 
 
 def said(make: Callable[[], object]) -> str:
-    """The type of the error that a mistake raises, and what it says."""
+    """The type of the error that a mistake raises, what it says, and what is added to the words of others."""
     try:
         make()
-    except (TypeError, ValueError, NotImplementedError, OSError) as error:
-        return f"`{type(error).__name__}`: {error}"
+    except (TypeError, ValueError, NotImplementedError, OSError, FlaxError) as error:
+        notes = "".join(f" *{note}*" for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK" not in note)
+        return f"`{type(error).__name__}`: {error}{notes}"
     return "nothing"
 
 
@@ -89,8 +101,8 @@ def document() -> str:
     head = [
         "# Common mistakes",
         "",
-        "What is said about each: what came, what was expected, what to do. Printed by `python tests/mistakes.py`, "
-        "which makes them all; a test compares.",
+        "What is said about each: what came, what was expected, what to do; in italics what is added to the words of "
+        "jax and flax. Printed by `python tests/mistakes.py`, which makes them all; a test compares.",
         "",
         "| mistake | message |",
         "| --- | --- |",

@@ -19,11 +19,14 @@ MODULES = sorted(
     # Each command has flags of the process; they have no examples, and __main__ runs.
     if "commands" not in path.parts and path.stem != "__main__"
 )
-DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("README.md"), *(ROOT / "cure_jax").rglob("README.md")]
-)
 # Exactly "python": a sketch that cannot run alone is marked ```python sketch, which is highlighted but not run.
 PYTHON_BLOCK = re.compile(r"^```python[ ]*\n(.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+# Of docs/ the pages for newcomers; blocks of the others certify trained networks for minutes.
+FOR_NEWCOMERS = ("docs/index.md", "docs/first_hour.md", "docs/interop.md", "docs/sharp_bits.md", "docs/api/testing.md")
+# It trains two networks.
+SLOW = ("docs/first_hour.md",)
+READMES = [*ROOT.glob("README.md"), *(ROOT / "cure_jax").rglob("README.md")]
+DOCUMENTS = sorted([*(path.relative_to(ROOT).as_posix() for path in READMES), *FOR_NEWCOMERS])
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +70,13 @@ def test_module_examples(module_name: str, request: pytest.FixtureRequest):
         run_examples(test, option_flags(request.config))
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_document_examples(document: str, request: pytest.FixtureRequest):
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in DOCUMENTS]
+)
+def test_document_examples(
+    document: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # some write files
     run_document((ROOT / document).read_text(), document, option_flags(request.config))
 
 

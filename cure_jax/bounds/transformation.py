@@ -29,7 +29,7 @@ def transformation(make: Callable[P, Callable[[Region], Result]]) -> Callable[P,
         if not callable(first):
             raise TypeError(
                 f"{name} got {described(first)}; expected a function of one example. For a flax network: "
-                f"{name}(fitted.classifier), or {name}(lambda x: model.apply(variables, x[None])[0])."
+                f"{name}(fitted.classifier), or {name}(cj.models.classifier(model, variables))."
             )
         if any(isinstance(value, Region) for value in rest):
             raise TypeError(

@@ -14,7 +14,7 @@ from cure_jax import distributed
 from cure_jax.equality import ByValue
 from cure_jax.progress import progress
 from cure_jax.regions import Region
-from cure_jax.validation import check_logits, described, validate
+from cure_jax.validation import check_logits, described, on_one_example, validate
 
 __all__ = [
     "Batches",
@@ -191,7 +191,9 @@ def checked_examples(
         raise TypeError(
             f"f is {described(f)}; expected a function of one example. Of what training.fit returns: fitted.classifier."
         )
-    logits = jax.eval_shape(f, jax.ShapeDtypeStruct(np.shape(images)[1:], dtype))
+    shape = np.shape(images)[1:]
+    with on_one_example(shape):
+        logits = jax.eval_shape(f, jax.ShapeDtypeStruct(shape, dtype))
     check_logits(logits)
     return *validate(images, labels, logits.shape[0], dtype), logits.shape[0]
 

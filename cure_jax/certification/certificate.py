@@ -17,7 +17,7 @@ from cure_jax.certification.margins import margins
 from cure_jax.certification.methods import bound_method
 from cure_jax.regions import Region
 from cure_jax.regions.region import check_region
-from cure_jax.validation import as_class, check_logits, described
+from cure_jax.validation import as_class, check_logits, described, on_one_example
 
 __all__ = ["Certificate", "UnionCertificate", "certify", "certify_union", "lower_margins", "proves"]
 
@@ -155,7 +155,8 @@ def lower_margins(  # noqa: PLR0913  (one argument for each thing that varies)
     x, label = jnp.asarray(x), as_class(label)
     check_region(region, "certify")
     _check_shapes(x, label, region)
-    logits = f(x)
+    with on_one_example(x.shape):
+        logits = f(x)
     check_logits(logits)
     lower = bound_method(method, arithmetic)(margins(f, label, against))(region).lower
     valid = (label >= 0) & (label < logits.shape[0]) & (jnp.argmax(logits).astype(label.dtype) == label)

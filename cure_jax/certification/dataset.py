@@ -29,7 +29,8 @@ from cure_jax.certification.batches import (
 from cure_jax.certification.certificate import lower_margins, proves
 from cure_jax.certification.dataset_certificate import DatasetCertificate
 from cure_jax.certification.methods import OPTIMISED, bound_method, tried
-from cure_jax.regions import LpBall
+from cure_jax.regions import LpBall, Region
+from cure_jax.validation import reaches_all
 
 __all__ = ["DatasetCertificate", "certify_dataset"]
 
@@ -106,6 +107,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     f, make_regions = as_pytree(f), {norm: as_pytree(make_region) for norm, make_region in regions.items()}
     correct = Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_correct, mesh=mesh))["correct"]
     first = {norm: make_region(*_first(images, *own[norm])) for norm, make_region in make_regions.items()}
+    _tell_reaching_all(first)
     stages = {norm: tried(method, region, arithmetic) for norm, region in first.items()}
     nothing = np.full(classes - 1, -np.inf, images.dtype)
     cascades, examples = {}, {}
@@ -131,6 +133,15 @@ def _shared(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
     """By norm, the radius of the balls, if that is the same everywhere; to the digits that float32 keeps."""
     ends = {norm: (of["least"].min(), of["greatest"].max()) for norm, of in found.items()}
     return {norm: float(f"{least:.7g}") for norm, (least, greatest) in ends.items() if least == greatest}
+
+
+def _tell_reaching_all(regions: Mapping[str, Region]) -> None:
+    """Warns of balls that leave nothing outside, as those in units of 0 to 255; by norm, that of an example."""
+    for norm, region in regions.items():
+        if isinstance(region, LpBall):
+            least = float(np.min(np.asarray(region.radius)))
+            if doubt := reaches_all(f"The radius of {norm}", least, region.p, region.center.shape):
+                _LOGGER.warning(doubt)
 
 
 def _check_timeout(timeout: float | int | None, mesh: Mesh | None) -> None:

@@ -46,8 +46,12 @@ class Fitted:
 
     @property
     def classifier(self) -> Partial:
-        """The network as a function of one example, for bounds, attacks and `certify`."""
-        return classifier(self.model, self.variables)
+        """The network as a function of one example, for bounds, attacks and `certify`.
+
+        It refuses images whose channels come first if those of the training came last: a network that flattens them
+        would take them for others.
+        """
+        return Partial(ByValue(_OneExample(functional(self.model).apply, self.example_shape)), self.variables)
 
     def as_nnx(self) -> Any:
         """An nnx module of batches with the parameters and running averages, in inference mode.
@@ -121,6 +125,13 @@ def initial_variables(model: Any, streams: Any, images: jax.Array) -> dict[str, 
 @dataclasses.dataclass(frozen=True)
 class _OneExample:
     apply: Callable[[Variables, jax.Array], jax.Array]
+    trained_with: tuple[int, ...] = ()
 
     def __call__(self, variables: Variables, x: jax.Array) -> jax.Array:
+        expected = self.trained_with
+        if len(expected) == 3 and x.shape == (expected[2], *expected[:2]) != expected:
+            raise ValueError(
+                f"The network got an example of shape {x.shape}; expected {expected}, channels last. Transpose images, "
+                "images.transpose(0, 2, 3, 1)."
+            )
         return self.apply(variables, x[None])[0]

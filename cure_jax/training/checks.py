@@ -18,6 +18,7 @@ from cure_jax.training.config import Config, alignment_pairs, default_config, no
 from cure_jax.training.fields import FIELDS, Field
 from cure_jax.training.losses import LOSSES
 from cure_jax.training.names import unknown
+from cure_jax.validation import described, reaches_all
 
 __all__ = ["check", "warn"]
 
@@ -28,9 +29,15 @@ def check(config: Config) -> None:
     """Checks a config before anything is computed or written.
 
     Raises:
+      TypeError: if it is no config.
       ValueError: naming the field, what it holds and what was expected: an unknown field, one by its old name, a value
         of another kind or out of range, an unknown loss, norm or mode, norms that do not fit together.
     """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise TypeError(
+            f"The config is {described(config)}; expected that of training.default_config(), with fields overridden. "
+            "Write training.fit(model, (images, labels), config)."
+        )
     _check_names(config, default_config(), "")
     for path, field in FIELDS.items():
         _check_value(path, functools.reduce(getattr, path.split("."), config), field)
@@ -55,22 +62,17 @@ def _doubts(config: Config, shape: Sequence[int], steps_per_epoch: int) -> Itera
     if config.ramp_end > epochs:
         yield (
             f"The radius is reached at epoch {config.ramp_end:g} (ramp_end), but the training ends after {epochs}: "
-            "raise epochs, or lower ramp_end."
+            f"raise epochs, or lower ramp_end (0.4 of {epochs} epochs: {0.4 * epochs:.1f})."
         )
     if late := [milestone for milestone in config.milestones if milestone >= epochs]:
         yield (
             f"The learning rate falls at {late} (milestones), but the training ends after {epochs}: raise epochs, or "
-            "lower milestones."
+            f"lower milestones (70 and 87 % of {epochs} epochs: {round(0.7 * epochs)} and {round(0.87 * epochs)})."
         )
     for group in ("radii", "reported"):
         for norm, eps in config[group].items():
-            # The ball holds all images from here on.
-            widest = math.prod(shape) ** (1 / norm_exponent(norm))
-            if eps >= widest:
-                yield (
-                    f"config.{group}.{norm} is {eps:g}, but no two images of shape {tuple(shape)} with pixels in "
-                    f"[0, 1] are further apart than {widest:g} in {norm}: divide radii of pixels in 0 to 255 by 255."
-                )
+            if doubt := reaches_all(f"config.{group}.{norm}", eps, norm_exponent(norm), shape):
+                yield doubt
     if every % run and every < epochs * steps_per_epoch:
         yield (
             f"checkpoint_every {every} is no multiple of scan_steps {run}, between whose calls checkpoints fall: they "

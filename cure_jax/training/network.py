@@ -156,7 +156,7 @@ def check_network(model: Any, images: jax.ShapeDtypeStruct) -> int:
     network.check(images)
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     try:
-        logits = jax.eval_shape(network.apply, variables, images)
+        traced = jax.make_jaxpr(network.apply)(variables, images)
         clean = jax.eval_shape(lambda variables, x: clean_statistics(network, variables, x), variables, images)
     except FlaxError as error:
         reason = str(error).partition(" (https://")[0].rstrip(".")
@@ -167,7 +167,26 @@ def check_network(model: Any, images: jax.ShapeDtypeStruct) -> int:
     held = _flat(clean.batch).keys() - _flat(clean.momentum).keys()
     if frozen := [_name(path) for path in sorted(held) if path[-1] in AVERAGES]:
         _LOGGER.warning("%s has a frozen BatchNorm; training leaves %s.", network.name, ", ".join(frozen))
-    return logits.shape[-1]
+    if last := _normalised(traced.jaxpr):
+        _LOGGER.warning(
+            "%s ends in %s; expected logits, as losses take the softmax themselves, and bounds have one layer less to "
+            "enclose. Leave it out.",
+            network.name,
+            last,
+        )
+    return traced.out_avals[0].shape[-1]
+
+
+def _normalised(jaxpr: Any) -> str | None:
+    """What makes probabilities of the logits at the end of a network, if anything does."""
+    maker = {id(variable): equation for equation in jaxpr.eqns for variable in equation.outvars}
+    last = maker.get(id(jaxpr.outvars[0]))
+    if last is None:
+        return None
+    if last.primitive.name == "div":
+        numerator = maker.get(id(last.invars[0]))
+        return "softmax" if numerator is not None and numerator.primitive.name == "exp" else None
+    return {"logistic": "sigmoid", "log_softmax": "log_softmax"}.get(last.params.get("name", last.primitive.name))
 
 
 def _check_types(name: str, before: Mapping[Path, Any], after: Mapping[Path, Any]) -> None:

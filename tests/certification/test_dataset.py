@@ -461,3 +461,30 @@ def test_bad_examples_are_refused():
         cj.certify_dataset(F, IMAGES, LABELS, REGIONS, batch_size=0)
     with pytest.raises(ValueError, match="Unknown method"):
         cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method="exact")
+
+
+def test_radii_in_units_of_0_to_255_are_told(caplog):
+    cj.certify_dataset(
+        F, IMAGES[:2], LABELS[:2], {"linf": lambda x: cj.linf_ball(x, 0.999, within=(0.0, 1.0))}, method="ibp"
+    )
+    assert not caplog.text
+    cj.certify_dataset(
+        F, IMAGES[:2], LABELS[:2], {"linf": lambda x: cj.linf_ball(x, 8, within=(0.0, 1.0))}, method="ibp"
+    )
+    assert "The radius of linf is 8, but no two images" in caplog.text
+    assert "divide radii of pixels in 0 to 255 by 255" in caplog.text
+
+
+def test_what_a_network_says_of_one_example_is_explained():
+    def of_batches(images):
+        return images @ jnp.ones((7, 3))
+
+    for call in (
+        lambda: cj.certify_dataset(of_batches, IMAGES, LABELS, REGIONS),
+        lambda: cj.certify(of_batches, IMAGES[0], 0, REGIONS["linf"](IMAGES[0])),
+    ):
+        with pytest.raises(TypeError) as raised:
+            call()
+        assert f"one example, of shape {IMAGES.shape[1:]}; expected a function of one" in "".join(
+            raised.value.__notes__
+        )

@@ -10,8 +10,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.test_doctests import option_flags, run_document
-
 DOCS = Path(__file__).parents[2] / "docs"
 NOTEBOOKS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.ipynb"))
 SLOW = ("certify_your_function", "to_a_pod_and_back", "train_in_three_norms")
@@ -53,11 +51,3 @@ def test_another_output_is_noticed(wrong):
     assert_same_output("proved 0.54\n", "proved 0.5\n")
     with pytest.raises(AssertionError):
         assert_same_output(wrong, "proved 0.5\n")
-
-
-@pytest.mark.parametrize("document", ["sharp_bits", "interop"])
-def test_documents_do_what_they_show(document, request, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    text = (DOCS / f"{document}.md").read_text()
-    # Its second block reads a file of the reader's.
-    run_document(text.partition("## Weights of PyTorch")[0], document, option_flags(request.config))

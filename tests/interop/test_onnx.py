@@ -162,6 +162,11 @@ def test_an_input_of_another_shape_is_refused(tmp_path):
     f = load(tiny(), tmp_path)
     with pytest.raises(ValueError, match=r"shape \(3, 3\); expected one example of shape \(1, 3, 3\)"):
         f(jnp.ones((3, 3)))
+    # Reshaping would mix the channels.
+    with pytest.raises(ValueError, match=r"transpose images, images\.transpose\(0, 3, 1, 2\)"):
+        f(jnp.ones((3, 3, 1)))
+    with pytest.raises(ValueError, match="Give it one example"):
+        f(jnp.ones((5, 1, 3, 3)))
 
 
 def test_another_function_than_the_reference_is_refused(tmp_path, monkeypatch):

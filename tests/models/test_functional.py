@@ -328,3 +328,15 @@ def test_a_linen_network_is_an_nnx_module(model: nn.Module) -> None:
     np.testing.assert_allclose(jax.jit(jax.vmap(classifier(module)))(_IMAGES), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError, match="pair of functions"):
         models.Fitted((twins.mlp, twins.mlp), None, {}, tiny.SHAPE).as_nnx()
+
+
+def test_channels_first_are_refused_after_a_training_with_channels_last() -> None:
+    """A network that flattens its images would take them for others."""
+    model = nn.Sequential([lambda images: images.reshape(images.shape[0], -1), nn.Dense(2)])
+    for shape in [(4, 5, 2), (3, 3, 3), (6,)]:
+        fitted = models.Fitted(model, None, model.init(jax.random.key(0), jnp.zeros((1, *shape))), shape)
+        assert fitted.classifier(jnp.ones(shape)).shape == (2,)
+        assert fitted.classifier.func == fitted.classifier.func
+    wide = models.Fitted(model, None, model.init(jax.random.key(0), jnp.zeros((1, 4, 5, 2))), (4, 5, 2))
+    with pytest.raises(ValueError, match=r"shape \(2, 4, 5\); expected \(4, 5, 2\), channels last"):
+        wide.classifier(jnp.ones((2, 4, 5)))

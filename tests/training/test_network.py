@@ -227,3 +227,20 @@ def test_equal_array_fields_share_a_compiled_program_and_others_do_not() -> None
         expected = jax.jit(Centered(mean).apply)(variables, _IMAGES[:1])[0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
         assert len(traces) == count
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (nn.softmax, "softmax"),
+        (nn.log_softmax, "log_softmax"),
+        (nn.sigmoid, "sigmoid"),
+        (nn.relu, None),
+        (lambda logits: logits / 2.0, None),
+        (lambda logits: logits, None),
+    ],
+)
+def test_a_softmax_inside_the_network_is_told(last, told, caplog) -> None:
+    network = nn.Sequential([lambda images: images.reshape(len(images), -1), nn.Dense(3), last])
+    assert check_network(network, jax.ShapeDtypeStruct((1, 2, 2, 1), np.float32)) == 3
+    assert (f"ends in {told}; expected logits" in caplog.text) if told else not caplog.text

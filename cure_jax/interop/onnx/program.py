@@ -115,7 +115,7 @@ class OnnxNetwork:
         if jnp.shape(x) != program.input_shape:
             raise ValueError(
                 f"{program.name} got an input of shape {jnp.shape(x)}; expected one example of shape "
-                f"{program.input_shape}. Reshape it, and batch with jax.vmap."
+                f"{program.input_shape}. {_advice(jnp.shape(x), program.input_shape)}"
             )
         values = {0: jnp.reshape(x, (1, *program.input_shape)) if program.batched else x}
 
@@ -134,3 +134,12 @@ class OnnxNetwork:
 
 
 jax.tree_util.register_dataclass(OnnxNetwork)
+
+
+def _advice(given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What to do about an example of another shape."""
+    if len(given) == 3 and (given[2], *given[:2]) == expected:
+        return "The channels come first in this network: transpose images, images.transpose(0, 3, 1, 2)."
+    if given[1:] == expected:
+        return "Give it one example, and batch with jax.vmap."
+    return "Reshape it, and batch with jax.vmap."
