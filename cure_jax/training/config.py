@@ -47,15 +47,39 @@ Config: TypeAlias = Any
 PIXELS = (0.0, 1.0)
 
 
-def default_config() -> Config:
+def default_config(epochs: int | None = None) -> Config:
     """Every field of a config, with its default.
+
+    Args:
+      epochs: how long to train. What is counted in epochs goes with it: `ramp_end` is 0.4 of them, the `milestones` are
+        at 70 and 87 %, `natural_epochs` a tenth and at most 1. All of these are defaults of other lengths if left out.
+
+    Raises:
+      ValueError: if epochs is below 1.
 
     Examples:
       >>> config = default_config()
       >>> config.radii.linf, config.losses.linf.kind
       (0.1, 'small_box')
+      >>> config = default_config(epochs=20)
+      >>> config.epochs, config.natural_epochs, config.ramp_end, config.milestones
+      (20, 1.0, 8.0, (14, 17))
     """
-    return ml_collections.ConfigDict(unflatten_dict({path: field.default for path, field in FIELDS.items()}, sep="."))
+    fields = {path: field.default for path, field in FIELDS.items()}
+    if epochs is not None:
+        fields |= _schedule(epochs)
+    return ml_collections.ConfigDict(unflatten_dict(fields, sep="."))
+
+
+def _schedule(epochs: int) -> dict[str, Any]:
+    """The fields that are counted in epochs."""
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; expected at least 1. Leave it out for the default.")
+    milestones = {round(0.7 * epochs), round(0.87 * epochs)} - {epochs}
+    natural, ramp_end = min(1.0, epochs / 10), round(0.4 * epochs, 2)
+    return {
+        "epochs": epochs, "natural_epochs": natural, "ramp_end": ramp_end, "milestones": tuple(sorted(milestones))
+    }  # fmt: skip
 
 
 # For `help(default_config)`.

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from cure_jax import configs, models
 from cure_jax.configs.methods import METHODS
 from cure_jax.training import fit, objectives
-from cure_jax.training.checks import check
+from cure_jax.training.checks import check, warn
 from cure_jax.training.config import build_recipe, default_config, make_regions, norm_exponent
 from cure_jax.training.gradient_projection import epoch_projection
 from cure_jax.training.loop import initial_state
@@ -45,6 +45,21 @@ def _config(fields: dict[str, Any]) -> ml_collections.ConfigDict:
 
 def test_the_default_config_is_right() -> None:
     check(default_config())
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 20, 70, 1000])
+def test_what_is_counted_in_epochs_goes_with_them(epochs: int, caplog: pytest.LogCaptureFixture) -> None:
+    config = default_config(epochs=epochs)
+    check(config)
+    warn(config, (8, 8, 1), 500)
+    assert not caplog.records
+    assert 0 < config.natural_epochs <= config.ramp_end < epochs
+    assert config.ramp_end == pytest.approx(0.4 * epochs)
+
+
+def test_a_training_of_no_epochs_has_no_config() -> None:
+    with pytest.raises(ValueError, match="epochs is 0; expected at least 1"):
+        default_config(epochs=0)
 
 
 @pytest.mark.parametrize(
