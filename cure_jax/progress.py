@@ -106,6 +106,16 @@ def progress(  # noqa: PLR0913  (what can be shown)
         yield _Bar(bar, bar.add_task(description, total=total, completed=start, status=""), rates)
 
 
+def is_watched(console: Console | None = None) -> bool:
+    """Whether somebody looks on: on a terminal, and in a notebook.
+
+    Args:
+      console: Where progress is shown; default: standard error.
+    """
+    console = console or Console(stderr=True)
+    return console.is_terminal or console.is_jupyter
+
+
 class _Nothing:
     """Shows nothing."""
 

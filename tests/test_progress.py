@@ -173,3 +173,18 @@ def test_images_count_when_all_their_norms_are_decided(caplog: pytest.LogCapture
     assert caplog.messages[0] == "certify [....................] 0/10 compiling linf crown ..."
     assert len(caplog.messages) == 2
     assert caplog.messages[1].startswith("certify [####################] 10/10 linf crown")
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_without_a_word_it_is_shown_to_who_looks_on(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    console, output = _console(terminal=terminal)
+    monkeypatch.setattr("cure_jax.progress.Console", lambda **_: console)
+
+    def seen(show: bool | None) -> str:
+        output.truncate(0)
+        with shown(10, "certify", show) as advance:
+            advance("linf crown", 10)
+        return output.getvalue()
+
+    assert ("certify" in seen(None)) == terminal
+    assert "certify" not in seen(False)

@@ -66,7 +66,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     restarts: int = 3,
     batch_size: int = 100,
     mesh: Mesh | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> DatasetAttack:
     """Attacks many examples in several norms: an upper bound on what can be certified.
 
@@ -81,7 +81,7 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
       restarts: for each loss.
       batch_size: examples at once.
       mesh: as for `certify_dataset`.
-      show_progress: whether to show a progress bar.
+      show_progress: whether to show a progress bar; default: on a terminal and in a notebook.
 
     Returns:
       Which examples survived, and the worst points found, in the order of the examples.

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 
 from cure_jax import distributed
 from cure_jax.equality import ByValue
-from cure_jax.progress import progress
+from cure_jax.progress import is_watched, progress
 from cure_jax.regions import Region
 from cure_jax.validation import check_logits, described, on_one_example, validate
 
@@ -37,18 +37,20 @@ Model = Callable[[jax.Array], jax.Array]
 
 
 @contextlib.contextmanager
-def shown(total: int, description: str, show: bool, *, parts: int = 1) -> Iterator[Callable[[str, int], None]]:
+def shown(total: int, description: str, show: bool | None, *, parts: int = 1) -> Iterator[Callable[[str, int], None]]:
     """A progress bar of so many images, or nothing.
 
     Args:
       total: images.
       description: what is done with them.
-      show: whether to show it.
+      show: whether to show it; None: on a terminal and in a notebook.
       parts: what is told for each image, such as a verdict for each norm: an image counts when all are.
 
     Yields:
       What is told what was done and for how many; 0: what begins, such as compiling.
     """
+    if show is None:
+        show = is_watched()
     if not show:
         yield lambda doing, count: None
         return

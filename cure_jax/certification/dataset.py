@@ -50,7 +50,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     batch_size: int = 100,
     mesh: Mesh | None = None,
     timeout: float | int | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> DatasetCertificate:
     """Certifies many examples in several norms.
 
@@ -80,7 +80,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       timeout: seconds for all norms and methods, compilation included; looked at between batches, so that the last one
         may end later. After the first method of each norm, what proves most in a second comes next, as measured.
         What is left is given up: it is not verified, `unfinished` says where, and so does a warning.
-      show_progress: whether to show how many examples are decided, in all norms, and what is tried now.
+      show_progress: whether to show how many examples are decided, in all norms, and what is tried now; default: on
+        a terminal and in a notebook.
 
     Returns:
       Verdicts in the order of the examples, the same whatever `batch_size` and `mesh`, unless the time was over.

@@ -62,7 +62,7 @@ def certified_radii(  # noqa: PLR0913  (the options of a long-running job)
     restarts: int = 3,
     batch_size: int = 100,
     mesh: Mesh | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> DatasetRadii:
     """Encloses the robust radius of each example by bisection: proofs from below, attacks from above.
 
@@ -80,7 +80,7 @@ def certified_radii(  # noqa: PLR0913  (the options of a long-running job)
       restarts: of the attack.
       batch_size: examples at once.
       mesh: as for `certify_dataset`.
-      show_progress: whether to show a progress bar.
+      show_progress: whether to show a progress bar; default: on a terminal and in a notebook.
 
     Returns:
       A proved and a broken radius for each example and norm.
@@ -109,7 +109,7 @@ def certified_radii(  # noqa: PLR0913  (the options of a long-running job)
     images, labels, _ = checked(f, images, labels, regions, batch_size)
     _check(regions, high, tolerance)
     # As a pytree, f is compiled once for all radii.
-    data, options = (as_pytree(f), images, labels), {"batch_size": batch_size, "mesh": mesh}
+    data, options = (as_pytree(f), images, labels), {"batch_size": batch_size, "mesh": mesh, "show_progress": False}
     halvings = math.ceil(-math.log2(tolerance))
     with shown((3 + 2 * halvings) * len(images) * len(regions), "radii", show_progress) as advance:
 

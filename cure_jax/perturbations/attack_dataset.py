@@ -55,7 +55,7 @@ def attack_perturbation(  # noqa: PLR0913  (the options of a long-running job)
     key: jax.Array,
     batch_size: int = 100,
     mesh: Mesh | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> PerturbationAttack:
     """Looks for perturbed images that are misclassified: an upper bound on what can be certified.
 
@@ -69,7 +69,7 @@ def attack_perturbation(  # noqa: PLR0913  (the options of a long-running job)
       key: for random starts; each example draws its own.
       batch_size: examples at once.
       mesh: as for `certify_dataset`.
-      show_progress: whether to show a progress bar.
+      show_progress: whether to show a progress bar; default: on a terminal and in a notebook.
 
     Returns:
       Which examples survived, and the worst images.

@@ -73,7 +73,7 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
     max_cells: int = 10_000,
     mesh: Mesh | None = None,
     timeout: float | int | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> PerturbationCertificate:
     """Tries to prove of many examples that all their perturbed images are classified as their label.
 
@@ -93,7 +93,7 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
       max_cells: at most so many cells of one example are bounded; then it is given up.
       mesh: as for `certify_dataset`.
       timeout: seconds for all examples, compilation included; looked at between batches. What is left is given up.
-      show_progress: whether to show how many examples are decided.
+      show_progress: whether to show how many examples are decided; default: on a terminal and in a notebook.
 
     Returns:
       Verdicts in the order of the examples.

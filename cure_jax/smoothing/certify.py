@@ -97,7 +97,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     samples_at_once: int = 100,
     batch_size: int = 16,
     mesh: Mesh | None = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> DatasetSmoothing:
     """Certifies the smoothed classifier at many examples.
 
@@ -117,7 +117,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
         number of devices.
       mesh: a one-dimensional mesh over whose devices, of one process or several, each batch is divided
         (`cure_jax.distributed.mesh_of_all`).
-      show_progress: whether to show how many examples are done.
+      show_progress: whether to show how many examples are done; default: on a terminal and in a notebook.
 
     Returns:
       Certificates in the order of the examples, from the same views whatever `batch_size`, `samples_at_once` and

@@ -70,7 +70,7 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     batch_size: int = 100,
     known: Callable[[str, int], Verdict | None] = lambda norm, number: None,
     tell: Callable[[str, int, Verdict], None] = lambda norm, number, verdict: None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> DatasetVerdicts:
     """Verifies many examples in several norms.
 
@@ -89,7 +89,7 @@ def verify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       batch_size: examples at once in attack and bounds.
       known: asked for a verdict before an example, by its number, is verified on its own; for resuming.
       tell: told each verdict of an example that was verified on its own.
-      show_progress: whether to show how many examples are decided.
+      show_progress: whether to show how many examples are decided; default: on a terminal and in a notebook.
 
     Returns:
       The verdicts. Those of "timeout" depend on the speed of the machine.
