@@ -216,7 +216,7 @@ def neuron(node: Node, moving: Sequence[int], index: jax.Array, sign: jax.Array 
     member = jnp.ravel_multi_index(
         [jnp.minimum(i, n - 1) for i, n in zip(place, sizes, strict=True)], sizes, mode="clip"
     )
-    return placed_neuron(node, moving, jnp.stack(place), member, sign)
+    return placed_neuron(node, moving, jnp.array(place, jnp.int32), member, sign)
 
 
 def placed_neuron(
