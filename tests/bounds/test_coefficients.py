@@ -178,7 +178,7 @@ def test_windows_stay_windows(name):
     assert kept["widest"] < 1500
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, np.inf])
+@pytest.mark.parametrize("p", [pytest.param(1.0, marks=pytest.mark.slow), 2.0, np.inf])
 def test_crown_with_windows_is_crown_without(p, monkeypatch):
     f = NETWORKS["residual"]
     x = jnp.asarray(np.random.default_rng(3).uniform(size=(5, 4, 2)).astype(np.float32))

@@ -81,7 +81,7 @@ def test_what_overflows_proves_nothing(name):
 
 
 @pytest.mark.parametrize("within", [None, (0.0, 1.0)])
-@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("p", [1.0, pytest.param(1.5, marks=pytest.mark.slow), 2.0])
 def test_weights_whose_reciprocal_is_no_normal_number_keep_the_radius(p, within):
     """XLA divides by a scalar by way of its reciprocal, which is 0 from about 1e38 on."""
 

@@ -335,7 +335,7 @@ def _three_layers(parameters):
 
 
 @pytest.mark.parametrize("layer", [1, *(pytest.param(layer, marks=pytest.mark.slow) for layer in (0, 2))])
-@pytest.mark.parametrize("bound", [cj.lipschitz, cj.box_ball, cj.sdp_crown])
+@pytest.mark.parametrize("bound", [cj.lipschitz, cj.box_ball, pytest.param(cj.sdp_crown, marks=pytest.mark.slow)])
 def test_gradients_are_finite_where_a_layer_is_zero(bound, layer):
     parameters = [jnp.ones((4, 3)), jnp.eye(4), jnp.ones((2, 4))]
     parameters[layer] = jnp.zeros_like(parameters[layer])
