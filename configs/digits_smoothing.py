@@ -35,7 +35,7 @@ def with_noise(config: Config, method: str, levels: int, methods: dict[str, tupl
     config.losses = {norm: {**loss, "samples": 2, "consistency": consistency, "entropy": 0.5}}
     # Those that the network without its noise would be certified at.
     config.radii = {norm: 0.5}
-    config.initialization, config.regularizer, config.l1 = "default", 0.0, 0.0
+    config.initialization, config.warmup_regularizer, config.l1_penalty = "default", 0.0, 0.0
     config.alignment.weight = config.projection.beta = 0.0
     return config
 

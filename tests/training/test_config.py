@@ -1,5 +1,6 @@
 """Configs: every mistake is named before anything runs, and every experiment of configs/ takes a step."""
 
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -275,6 +276,23 @@ def test_every_setting_has_every_method(name: str) -> None:
     assert paper.losses.linf.to_dict() == methods["linf"].losses.linf.to_dict()
     assert finetune.start_from == f"runs/{name}/linf"
     assert finetune.ramp_end < finetune.epochs <= scratch.epochs / 3
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_setting_in_the_package_is_right(name: str) -> None:
+    check(configs.load(name))
+
+
+@pytest.mark.parametrize("name", ["digits_smoothing", "mnist_smoothing", "cifar_smoothing"])
+def test_settings_of_smoothing_train_on_the_noise_of_their_method(name: str) -> None:
+    module = importlib.import_module(f"cure_jax.configs.{name}")
+    for method, (norm, noise, scale, consistency) in module.METHODS.items():
+        config = configs.load(f"{name}:{method}")
+        check(config)
+        loss = config.losses[norm]
+        assert (config.setting, config.name, *config.losses) == (name, method, norm)
+        assert (loss.kind, loss.noise, loss.scale, loss.consistency) == ("noise", noise, scale, consistency)
+        assert config.l1_penalty == config.warmup_regularizer == 0
 
 
 _PROJECTED = ("scratch", "finetune", "paper")

@@ -1,0 +1,26 @@
+"""CIFAR-10 as base classifiers of smoothed ones: trained on noise, l_2 or l_1.
+
+    python launch/train.py --config=cifar_smoothing:consistency --workdir=runs/cifar_smoothing/consistency
+
+Methods: consistency (l_2), splitting (l_1), for two CPU cores. TFDS_DATA_DIR or --config.data_dir says where the data
+is. How they are certified: docs/smoothing.md.
+"""
+
+from cure_jax.configs import cifar_cpu
+from cure_jax.configs.digits_smoothing import with_noise
+from cure_jax.training.config import Config
+
+METHODS = {
+    "consistency": ("l2", "gaussian", 0.25, 5.0),
+    "splitting": ("l1", "splitting", 1.0, 5.0),
+}
+
+
+def get_config(method: str = "consistency") -> Config:
+    """The config of one method."""
+    config = cifar_cpu.base()
+    config.setting = "cifar_smoothing"
+    config.reported = {}
+    config.epochs, config.milestones, config.learning_rate = 8, (6, 7), 2e-3
+    config.natural_epochs, config.ramp_end = 0.2, 1.0
+    return with_noise(config, method, 255, METHODS)
