@@ -76,7 +76,7 @@ def test_optimised_bounds_reach_the_reference(name, norm):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == "deep_digits_s0" else [])
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("deep_digits_s0", "resnet_digits_s0") else [])
         for name in golden_networks.NAMES
     ],
 )

@@ -92,7 +92,7 @@ def badly_scaled(params, generator: np.random.Generator, decades: float):
     ("network", "p", "within"),
     [
         ("mlp", 2.0, UNIT_BOX),
-        ("residual", math.inf, UNIT_BOX),
+        pytest.param("residual", math.inf, UNIT_BOX, marks=pytest.mark.slow),
         pytest.param("mlp", 1.0, None, marks=pytest.mark.slow),
         pytest.param("residual", 1.0, UNIT_BOX, marks=pytest.mark.slow),
         pytest.param("convnet", 2.0, None, marks=pytest.mark.slow),

@@ -117,6 +117,7 @@ def test_methods_report_what_each_proves(tmp_path, monkeypatch):
     assert run(tmp_path, *METHODS)[0] == 1
 
 
+@pytest.mark.slow
 def test_methods_that_optimise_see_what_a_cheap_one_leaves_open(tmp_path, monkeypatch):
     # With a method in the place of one that optimises, so that little is compiled.
     monkeypatch.setattr(methods, "METHODS", {**methods.METHODS, "sdp_crown": cj.crown})
@@ -261,7 +262,8 @@ def test_memory_is_measured_and_limited(tmp_path):
     assert run(tmp_path, *small, "--limit_gib=0.01")[0] == 1
 
 
-@pytest.mark.parametrize(("loss", "beside"), [("ibp", 2), pytest.param("lipschitz", 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "beside"), [("ibp", 2), ("lipschitz", 0)])
 def test_training_steps_are_timed_with_flags_without_and_beside_pytorch(tmp_path, loss, beside):
     peer, _ = verifier(tmp_path, TRAINER)
     tiny = ("--network=small", "--batch=2", "--steps=1", "--rounds=1")

@@ -25,6 +25,7 @@ def certified(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_the_work_directory_alone_certifies_and_compares(certified):
     result = json.loads((certified / "certify.json").read_text())
     assert (result["config"]["setting"], result["config"]["name"]) == ("digits", "l2")

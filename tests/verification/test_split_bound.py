@@ -62,8 +62,14 @@ def bounds_and_values(f, region, key, count=40):
     return jax.vmap(one)(jax.random.split(key, count))
 
 
-@pytest.mark.parametrize("kind", REGIONS)
-@pytest.mark.parametrize("name", ["mlp", "residual"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] if (name, kind) == ("residual", "l2") else [])
+        for name in ("mlp", "residual")
+        for kind in REGIONS
+    ],
+)
 def test_any_multipliers_are_sound_on_any_sides(name, kind):
     apply, make = NETWORKS[name]
     f, x = as_pytree(jax.tree_util.Partial(apply, make(0))), jnp.array([0.4, 0.6])
