@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import pytest
 
 import cure_jax as cj
-from cure_jax import graph, numerics
+from cure_jax import numerics
 from cure_jax.bounds.folding import coefficients, linear, vertices
 from cure_jax.bounds.norms import spectral
 from cure_jax.certification import cascade, certificate
+from cure_jax.graph import recording
 from cure_jax.perturbations import Geometric
 from cure_jax.regions import Interval, L0Ball, LpBall, ball
 from cure_jax.rules import elementwise, local, pooling, registry
@@ -238,7 +239,7 @@ def functions_known_by_identity(patch: pytest.MonkeyPatch) -> None:
     make = jax.make_jaxpr
     unwrapped = lambda f: f.__closure__[0].cell_contents if f.__code__.co_freevars == ("f",) else f  # noqa: E731
     wrong = types.SimpleNamespace(**(vars(jax) | {"make_jaxpr": lambda f: make(unwrapped(f))}))
-    patch.setattr(graph, "jax", wrong)
+    patch.setattr(recording, "jax", wrong)
 
 
 def labels_in_eight_bits(patch: pytest.MonkeyPatch) -> None:
@@ -254,7 +255,7 @@ def labels_in_eight_bits(patch: pytest.MonkeyPatch) -> None:
 
 
 def repeated_coordinates_as_a_ball(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(graph, "_BROADCASTING", ())
+    patch.setattr(recording, "_BROADCASTING", ())
 
 
 def weights_with_their_signs(patch: pytest.MonkeyPatch) -> None:
