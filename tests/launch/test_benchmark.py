@@ -82,7 +82,7 @@ METHODS = ("methods", "--networks", "digits/max", "--norms", "linf", "--images=2
 
 
 @pytest.mark.slow
-def test_domains_are_timed_and_none_is_looser_than_the_whole(tmp_path, monkeypatch):
+def test_domains_are_timed_and_the_whole_is_below_an_attack(tmp_path, monkeypatch):
     arguments = ("domains", "--networks", "digits/max", "--norms", "l2", "--batch_size=9", "--steps=2")
     status, result = run(tmp_path, *arguments)
     assert status == 0
@@ -93,8 +93,7 @@ def test_domains_are_timed_and_none_is_looser_than_the_whole(tmp_path, monkeypat
 
     def wrong(*arguments, **options):
         found = right(*arguments, **options)
-        is_part = np.any(np.asarray(options["domains"][1]), axis=1)
-        return found._replace(bound=jnp.where(is_part, found.bound - 1, found.bound))
+        return found._replace(bound=found.bound + 100)
 
     monkeypatch.setattr(domains, "bound_batch", wrong)
     assert run(tmp_path, *arguments)[0] == 1
