@@ -144,8 +144,8 @@ def union_diagram(
     for panel, (name, method) in zip(panels, shares.items(), strict=False):
         _draw_subsets(panel, [method.get(subset) for subset in subsets], [wanted <= {*subset} for subset in subsets])
         total = sum(value.mean for subset, value in method.items() if wanted <= {*subset})
-        title = "\n".join(textwrap.wrap(plain(name), 26))
-        panel.set_title(f"{title}\nunion {100 * total:.1f} %", fontsize=9)
+        heading = "\n".join(textwrap.wrap(plain(name), 26))
+        panel.set_title(f"{heading}\nunion {100 * total:.1f} %", fontsize=9)
         panel.set(xlim=(0, 100 * min(1.0, 1.2 * widest) + 8), ylim=(len(subsets) - 0.5, -0.5))
     for panel in panels[len(shares) :]:
         panel.set_visible(False)
