@@ -90,7 +90,7 @@ def margins_along_each(path: str | PathLike[str], rows: Sequence[Along], *, titl
         _draw_margins(panel, row)
         panel.set_ylabel("")
     handles, names = panels[0, -1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper right", ncols=len(names), frameon=False, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     save(figure, path, title)
 
 
