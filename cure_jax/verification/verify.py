@@ -24,7 +24,7 @@ from cure_jax.validation import as_class
 from cure_jax.verification.branch_and_bound import Settings, search
 from cure_jax.verification.input_splitting import split_inputs
 from cure_jax.verification.outcome import Outcome
-from cure_jax.verification.problem import Limits, Problem, Progress, Specification, all_rows, rounded_down
+from cure_jax.verification.problem import Limits, Problem, Progress, Specification, all_rows, of_class, rounded_down
 from cure_jax.verification.roots import is_box, others, root_bounds, traced
 from cure_jax.verification.saved import Saved
 from cure_jax.verification.split_bound import branching
@@ -139,10 +139,7 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
     x = jnp.asarray(x)
     check_region(region, "verify")
     classes = _classes(f, x, label, region)
-    eye = np.eye(classes)
-    weights = np.stack([eye[label] - eye[j] for j in range(classes) if j != label])[:, None]
-    specifications = Specification(weights, np.zeros(weights.shape[:2]))
-    problem = Problem(as_pytree(f), region, specifications)
+    problem = Problem(as_pytree(f), region, of_class(label, classes))
     outcome = _decide(problem, _limits(start, timeout, options, progress), options, [x, *suspects], state_file)
     return _verdict(outcome, start)
 

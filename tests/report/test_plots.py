@@ -87,41 +87,27 @@ def test_a_series_nobody_has_is_left_out(tmp_path, figures):
     assert "union under attack" not in _legend(figures[0])
 
 
-@pytest.mark.parametrize(
-    ("draw", "content"),
-    [
-        (report.certified_against_radius, {"linf": (RADII, CERTIFIED, None)}),
-        (report.compare_methods, [_result("a")]),
-        (report.compare_curves, {"a": [{"linf": {"radii": RADII, "certified": CERTIFIED}}]}),
-        (report.trade_off, [_result("a")]),
-        (report.union_diagram, {"a": [{"verified.linf": np.array([True])}]}),
-        (
-            report.alignment_histograms,
-            {
-                "a": [
-                    {"correct": np.ones(2, bool)} | {f"margin.{norm}": np.array([1.0, 2.0]) for norm in ("linf", "l2")}
-                ]
-            },
-        ),
-    ],
-)
+DRAWINGS = [
+    (report.certified_against_radius, {"linf": (RADII, CERTIFIED, None)}),
+    (report.compare_methods, [_result("a")]),
+    (report.compare_curves, {"a": [{"linf": {"radii": RADII, "certified": CERTIFIED}}]}),
+    (report.trade_off, [_result("a")]),
+    (report.union_diagram, {"a": [{"verified.linf": np.array([True])}]}),
+    (
+        report.alignment_histograms,
+        {"a": [{"correct": np.ones(2, bool)} | {f"margin.{norm}": np.array([1.0, 2.0]) for norm in ("linf", "l2")}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("draw", "content"), DRAWINGS)
 def test_a_title_stands_above(tmp_path, figures, draw, content):
     for title in ("", "costs $1, or $2"):
         draw(tmp_path / "a.png", content, title=title)
     assert [figure.get_suptitle() for figure in figures] == ["", r"costs \$1, or \$2"]
 
 
-@pytest.mark.parametrize(
-    ("draw", "content"),
-    [
-        (report.certified_against_radius, {"linf": (RADII, CERTIFIED, None)}),
-        (report.compare_methods, [_result("a")]),
-        (report.compare_curves, {"a": [{"linf": {"radii": RADII, "certified": CERTIFIED}}]}),
-        (report.trade_off, [_result("a")]),
-        (report.union_diagram, {"a": [{"verified.linf": np.array([True])}]}),
-        (report.alignment_histograms, {}),
-    ],
-)
+@pytest.mark.parametrize(("draw", "content"), DRAWINGS)
 def test_missing_matplotlib_comes_with_the_command(tmp_path, monkeypatch, draw, content):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'cure-jax\[logging\]'"):

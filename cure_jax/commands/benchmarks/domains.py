@@ -8,6 +8,7 @@ of one region. The whole must not be bounded above what an attack finds.
 
 import argparse
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from cure_jax.regions import Region
 from cure_jax.training.config import make_regions
 from cure_jax.training.parallel import as_pixels
 from cure_jax.verification.branch_and_bound import bound_batch, first_multipliers, free_neurons
-from cure_jax.verification.problem import Problem, Specification
+from cure_jax.verification.problem import Problem, of_class
 from cure_jax.verification.roots import root_bounds
 
 # Two computations of one number differ by this at most, as a part of the bound of the whole.
@@ -77,18 +78,18 @@ def _report(options: argparse.Namespace, name: str, norm: str) -> Report:
     return Report(title, table, checks, {"domains_a_second": 1 / table[1].shortest, "mean_gain_of_parts": gained})
 
 
-class _Found:
+class _Found(NamedTuple):
     """What was bounded, and the batch to bound again."""
 
-    def __init__(self, whole: float, parts: np.ndarray, again: functools.partial):
-        self.whole, self.parts, self.again = whole, parts, again
+    whole: float
+    parts: np.ndarray
+    again: functools.partial
 
 
 def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int) -> _Found:
     """The bound of the least margin on the whole region, and on parts of it."""
     classes = jax.eval_shape(f, region.bounding_box().lower).shape[0]
-    weights = np.delete(np.eye(classes)[label] - np.eye(classes), label, axis=0)[:, None]
-    problem = Problem(f, region, Specification(weights, np.zeros(weights.shape[:2])))
+    problem = Problem(f, region, of_class(label, classes))
     root = root_bounds(f, region)
     starts = first_multipliers(f, region, root, problem.rounded)
     free = np.flatnonzero(free_neurons(f, region, root)[0])
@@ -97,13 +98,13 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     bound = functools.partial(bound_batch, f, region, root, problem.rounded, steps=options.steps, candidates=8)
 
     neurons, size = starts.share.shape[-1], options.batch_size
-    every, sides = np.arange(size, dtype=np.int32) % len(weights), np.zeros((size, neurons), np.int8)
+    every, sides = np.arange(size, dtype=np.int32) % (classes - 1), np.zeros((size, neurons), np.int8)
     whole = bound(domains=(every, sides, jax.tree.map(lambda leaf: leaf[every], starts)))
     # Parts start from what was found of the whole, as in a search.
     worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
     rng, sides = np.random.default_rng(options.seed), sides.copy()
     for row in sides:
         row[rng.choice(free, options.splits, replace=False)] = rng.choice([-1, 1], options.splits)
-    parts = worst % len(weights), sides, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers)
+    parts = worst % (classes - 1), sides, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers)
     again = functools.partial(bound, domains=parts)
     return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)
