@@ -169,6 +169,7 @@ def relaxed(
     intermediate: Intermediate,
     arithmetic: str = "float32",
     kept: Kept | None = None,
+    within: Sequence[Interval] | None = None,
 ) -> Relaxed:
     """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
 
@@ -178,6 +179,9 @@ def relaxed(
       intermediate: as for `crown`.
       arithmetic: as for `crown`.
       kept: what relaxes some layers in its own way, if anything does.
+      within: of every operand, in order of execution: only inputs whose operands lie in these intervals count. Where
+        `operands` have an upper end below the lower one there are none, up to rounding. Operands that no nonlinear
+        equation comes before keep these intervals.
 
     Raises:
       ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.
@@ -188,20 +192,25 @@ def relaxed(
     def visit(equation: graphs.Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
-        if intermediate == "crown":
+        if within is not None:
+            given = _given(within, len(found), equation)
+            operands = [interval.intersect(other) for interval, other in zip(operands, given, strict=True)]
+        if intermediate == "crown" and (within is None or inside.relaxations):
             refined = None if kept is None else kept.refine(equation, operands)
             if refined is None:
                 refined = _refined(graph, region if kept is None else kept.ball, inside, equation, operands)
             operands = refined
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
+        found.extend(operands)
+        if within is not None:
+            operands = [interval.ordered() for interval in operands]
         output, relaxation = equation.output.index, rule.relax(equation, operands, None)
         if kept is not None:
             relaxation = kept.relax(equation, operands, relaxation)
         inside.relaxations[output], inside.intervals[output] = relaxation, steps.nonlinear(equation, rule, operands)
         if intercepts is not None:
             intercepts[output] = outward.relaxed_intercepts(equation, operands, relaxation, uses(equation))
-        found.extend(operands)
         return operands
 
     intervals = propagate(graph, region, visit, steps)

@@ -90,6 +90,10 @@ class Interval:
         """Return the smallest box that holds both."""
         return Interval(jnp.minimum(self.lower, other.lower), jnp.maximum(self.upper, other.upper))
 
+    def ordered(self) -> "Interval":
+        """Return the same with the ends exchanged where lower > upper, as after `intersect` of boxes far apart."""
+        return Interval(jnp.minimum(self.lower, self.upper), jnp.maximum(self.lower, self.upper))
+
     def without_overflow(self) -> "Interval":
         """Return the same with infinite limits, which always hold, where the computation of a limit overflowed.
 

@@ -12,19 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from cure_jax.regions import Region
-from cure_jax.verification.branching import choose
+from cure_jax.regions import Interval, Region
+from cure_jax.verification.branching import Candidates, Rates, candidates, worth
 from cure_jax.verification.domains import Domain, Waiting, halves, unstacked
 from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
-from cure_jax.verification.roots import is_box, tightened, traced
+from cure_jax.verification.roots import is_box, narrowed, tightened, traced
 from cure_jax.verification.saved import Saved
-from cure_jax.verification.split_bound import Multipliers, Network, Root, first, free_of, joined, maximise
+from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, least, maximise
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
 
 __all__ = ["Settings", "search"]
+
+# Batches whose splits are tried, before rates are trusted; and one of how many later.
+_TRIED_AT_FIRST, _TRIED_EVERY = 4, 8
 
 
 class Settings(NamedTuple):
@@ -33,15 +36,15 @@ class Settings(NamedTuple):
     Attributes:
       batch_size: domains that are bounded at once.
       steps: of Adam, for each of them.
-      candidates: neurons of which the best is split.
+      candidates: neurons of each layer that are tried; the best of each layer may be split.
       patience: domains that are bounded before the layers of the whole region are bounded anew, with optimised slopes.
       root_rounds: how often the whole region is bounded before it is split, each time from where the last one ended.
     """
 
-    batch_size: int = 64
+    batch_size: int = 32
     steps: int = 20
-    candidates: int = 8
-    patience: int = 1000
+    candidates: int = 4
+    patience: int = 300
     root_rounds: int = 3
 
 
@@ -53,28 +56,48 @@ class Step(NamedTuple):
       multipliers: `[batch, ...]`.
       point: `[batch, *x]`, where the linear bound is attained.
       value: `[batch]`, the least greatest row of any specification at that point.
-      neuron: `[batch]`, to be split.
-      possible: `[batch]`, whether there is any.
+      candidates: `[batch, layers]`, neurons to be split.
+      boxes: `[batch, neurons]`, of the operands of the layers that can be split.
+      known: `[batch, neurons]`, on which side of its kink a neuron is that cannot be split.
+      empty: `[batch]`, whether the boxes say that there are no inputs. What is on a kink belongs to both of its sides.
     """
 
     bound: Any
     multipliers: Multipliers
     point: Any
     value: Any
-    neuron: Any
-    possible: Any
+    candidates: Candidates
+    boxes: Any
+    known: Any
+    empty: Any
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "candidates"))
+class Batch(NamedTuple):
+    """Domains as arrays, see `Domain`.
+
+    Attributes:
+      specification: `[batch]`.
+      sides: `[batch, neurons]`.
+      boxes: `[batch, neurons]`.
+      multipliers: `[batch, ...]`, to start from.
+    """
+
+    specification: Any
+    sides: Any
+    boxes: Interval
+    multipliers: Multipliers
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "tried"))
 def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else as an argument)
     f: Partial,
     region: Region,
     root: Root,
     specifications: Specification,
-    domains: tuple[jax.Array, jax.Array, Multipliers],
+    domains: Batch,
     *,
     steps: int,
-    candidates: int,
+    tried: int,
 ) -> Step:
     """Bounds a batch of domains, and chooses what to split.
 
@@ -83,20 +106,58 @@ def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else 
       region: the set of inputs.
       root: bounds on it.
       specifications: all of them.
-      domains: for each its specification, its sides and the multipliers to start from.
+      domains: parts of the region.
       steps: of Adam.
-      candidates: see `Settings`.
+      tried: see `Settings`.
     """
-    network = Network(traced(f, region), region, root)
+    graph = traced(f, region)
 
-    def one(which: jax.Array, sides: jax.Array, start: Multipliers) -> Step:
-        specification = jax.tree.map(lambda leaf: leaf[which], specifications)
-        found = maximise(network, specification, sides, start, steps)
-        choice = choose(network, specification, sides, found, candidates)
+    def one(domain: Batch) -> Step:
+        specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
+        own, empty = narrowed(graph, region, root.on(domain.boxes), domain.sides)
+        network = Network(graph, region, own)
+        found = maximise(network, specification, domain.sides, domain.multipliers, steps)
+        best = candidates(network, specification, domain.sides, found, tried)
         value = jnp.min(worst_values(f, specifications, found.point))
-        return Step(found.bound, found.multipliers, found.point, value, choice.neuron, choice.possible)
+        known = known_sides(network)
+        return Step(found.bound, found.multipliers, found.point, value, best, own.joined_boxes(), known, empty)
 
-    return jax.vmap(one)(*domains)
+    return jax.vmap(one)(domains)
+
+
+@jax.jit
+def gains_of_splits(
+    f: Partial, region: Region, root: Root, specifications: Specification, domains: Batch, neurons: jax.Array
+) -> jax.Array:
+    """What splits of domains gain, the layers behind them bounded anew, `[batch, candidates]`.
+
+    Args:
+      f: the network.
+      region: the set of inputs.
+      root: bounds on it.
+      specifications: all of them.
+      domains: parts of the region, with the multipliers that gave their bounds.
+      neurons: `[batch, candidates]`, to be tried.
+    """
+    graph = traced(f, region)
+
+    def one(domain: Batch, neurons: jax.Array) -> jax.Array:
+        specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
+        whole = root.on(domain.boxes)
+
+        def bound(sides: jax.Array) -> jax.Array:
+            own, empty = narrowed(graph, region, whole, sides)
+            value = least(Network(graph, region, own), specification, sides, domain.multipliers)[0]
+            return jnp.where(empty, 0, jnp.minimum(jnp.where(jnp.isnan(value), -jnp.inf, value), 0))
+
+        halves = jnp.asarray([1, -1], domain.sides.dtype)
+        cut = jax.vmap(lambda neuron: jax.vmap(lambda side: domain.sides.at[neuron].set(side))(halves))(neurons)
+        # One after the other: of a whole batch of domains each is large enough.
+        found = jax.lax.map(bound, cut.reshape(-1, cut.shape[-1])).reshape(-1, 2)
+        before = least(Network(graph, region, whole), specification, domain.sides, domain.multipliers)[0]
+        return jnp.maximum(worth(found[:, 0], found[:, 1]) - worth(before, before), 0)
+
+    return jax.vmap(one)(domains, neurons)
 
 
 @jax.jit
@@ -106,12 +167,10 @@ def first_multipliers(f: Partial, region: Region, root: Root, specifications: Sp
     return jax.lax.map(functools.partial(first, network), specifications)
 
 
-@jax.jit
-def free_neurons(f: Partial, region: Region, root: Root) -> tuple[jax.Array, jax.Array]:
-    """Which neurons can be split, and on which side the others are, `[neurons]`."""
-    network = Network(traced(f, region), region, root)
+def known_sides(network: Network) -> jax.Array:
+    """On which side of its kink each neuron is that cannot be split, `[neurons]`."""
     right = [(layer.box.lower >= layer.kink).ravel() for layer in network.layers.values()]
-    return free_of(network), jnp.where(joined(right, bool), 1, -1).astype(jnp.int8)
+    return jnp.where(joined(right, bool), 1, -1).astype(jnp.int8)
 
 
 @dataclasses.dataclass
@@ -122,6 +181,7 @@ class _Search:
       margin: the least bound of what is proved.
       bounded: how many domains were.
       undecided: bounds of leaves that could not be decided.
+      chosen: batches of domains whose splits were chosen.
     """
 
     problem: Problem
@@ -134,19 +194,17 @@ class _Search:
     tight: bool = False
     undecided: list[float] = dataclasses.field(default_factory=list)
 
+    chosen: int = 0
+
     def __post_init__(self) -> None:
-        self.known = self._known()
+        self.rates = Rates(np.zeros((2, len(self.root.boxes))))
 
     def step(self, domains: Sequence[Domain]) -> Step:
         """One compiled step, on domains that are filled up to the size of a batch."""
         padded = [domains[min(i, len(domains) - 1)] for i in range(self.settings.batch_size)]
-        which = np.asarray([domain.specification for domain in padded], np.int32)
-        sides = np.stack([domain.sides for domain in padded])
-        start = jax.tree.map(lambda *leaves: np.stack(leaves), *[domain.multipliers for domain in padded])
-        options = {"steps": self.settings.steps, "candidates": self.settings.candidates}
         problem = self.problem
-        batch = (problem.f, problem.region, self.root, problem.rounded, (which, sides, start))
-        result = jax.device_get(bound_batch(*batch, **options))
+        batch = (problem.f, problem.region, self.root, problem.rounded, self._batch(padded))
+        result = jax.device_get(bound_batch(*batch, steps=self.settings.steps, tried=self.settings.candidates))
         self.bounded += len(domains)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(domains)], result)
 
@@ -158,26 +216,54 @@ class _Search:
         for i, domain in enumerate(domains):
             # A part is bounded by what bounds the whole. What is not a finite number is no bound.
             bound = max(domain.bound, float(step.bound[i])) if np.isfinite(step.bound[i]) else domain.bound
+            if step.empty[i]:
+                continue
             if 0 < bound < math.inf:
                 self.margin = min(self.margin, bound)
-            elif step.possible[i]:
+            elif np.any(step.candidates.slack[i] >= 0):
                 # Copies: a view would keep the whole batch.
-                own = jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), step.multipliers)
-                self.waiting.push(domain._replace(bound=bound, neuron=int(step.neuron[i]), multipliers=own))
+                parts = (step.boxes, step.multipliers, step.candidates)
+                boxes, multipliers, best = jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), parts)
+                self.waiting.push(Domain(domain.specification, domain.sides, boxes, bound, *best, multipliers))
             elif self.splittable:
-                witness = self._finish(domain, bound)
+                witness = self._finish(domain, bound, step.known[i])
                 if witness is not None:
                     return witness
             else:
                 self.undecided.append(bound)
         return None
 
-    def _finish(self, domain: Domain, bound: float) -> Witness | None:
-        """Decides a domain in which every neuron is split."""
+    def choose(self, parents: Sequence[Domain]) -> list[int]:
+        """The neurons to be split: by trial at first and now and then, by what trials have shown otherwise."""
+        slack = np.stack([parent.slack for parent in parents])
+        neurons = np.stack([parent.neurons for parent in parents])
+        gains = self.rates.gains(slack)
+        if self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0:
+            size = self.settings.batch_size // 2
+            padded = [*range(len(parents)), *[0] * (size - len(parents))]
+            problem, batch = self.problem, self._batch([parents[i] for i in padded])
+            known = (problem.f, problem.region, self.root, problem.rounded)
+            gains = np.asarray(gains_of_splits(*known, batch, neurons[padded]))[: len(parents)]
+            self.rates.learn(gains, slack)
+            gains = np.where(slack >= 0, gains, -1)
+        self.chosen += 1
+        return [int(row[layer]) for row, layer in zip(neurons, np.argmax(gains, axis=1), strict=True)]
+
+    def _batch(self, domains: Sequence[Domain]) -> Batch:
+        stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # noqa: E731
+        return Batch(
+            np.asarray([domain.specification for domain in domains], np.int32),
+            np.stack([domain.sides for domain in domains]),
+            stack([domain.boxes for domain in domains]),
+            stack([domain.multipliers for domain in domains]),
+        )
+
+    def _finish(self, domain: Domain, bound: float, known: np.ndarray) -> Witness | None:
+        """Decides a domain in which every neuron is split, or known to be on one side."""
         problem = self.problem
         specification = jax.tree.map(lambda leaf: leaf[domain.specification], problem.specifications)
         split = domain.sides != 0
-        sides = np.where(split, domain.sides, self.known[1])
+        sides = np.where(split, domain.sides, known)
         leaf = solve_leaf(problem.f, problem.region, specification, sides, split)
         if leaf.proved:
             self.margin = min(self.margin, leaf.bound)
@@ -188,34 +274,23 @@ class _Search:
         return witness
 
     def tighten(self) -> None:
-        """Bounds the layers of the whole region anew, once; domains that wait stay as they are."""
+        """Bounds the layers of the whole region anew, once; boxes of domains are cut with them."""
         if self.tight or self.bounded < self.settings.patience or not is_box(self.problem.region):
             return
         self.tight = True
         root = tightened(self.problem.f, self.problem.region, self.root, self.problem.rounded)
         self.root = jax.block_until_ready(root)
-        self.known = self._known()
-
-    def _known(self) -> tuple[np.ndarray, np.ndarray]:
-        return jax.device_get(free_neurons(self.problem.f, self.problem.region, self.root))
-
-    def possible(self, domain: Domain) -> bool:
-        """Whether a domain has inputs, as far as the boxes of the whole region tell: tighter ones may exclude a side.
-
-        What lies on the kink itself belongs to the other side, too.
-        """
-        free, sides = self.known
-        return not np.any((domain.sides != 0) & ~free & (domain.sides != sides))
 
     def saved(self) -> dict[str, Any]:
         """The state as arrays: all but the bounds of the layers, which are found anew."""
-        known = {"margin": self.margin, "bounded": self.bounded, "undecided": self.undecided}
-        return known | self.waiting.stacked()
+        known = {"margin": self.margin, "bounded": self.bounded, "undecided": self.undecided, "chosen": self.chosen}
+        return known | {"rates": self.rates.sums} | self.waiting.stacked()
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Goes on from what `saved` gave."""
         self.margin, self.bounded = float(arrays.pop("margin")), int(arrays.pop("bounded"))
-        self.undecided = arrays.pop("undecided").tolist()
+        self.undecided, self.chosen = arrays.pop("undecided").tolist(), int(arrays.pop("chosen"))
+        self.rates = Rates(arrays.pop("rates"))
         for domain in unstacked(arrays):
             self.waiting.push(domain)
 
@@ -285,10 +360,11 @@ def _bound_whole(state: _Search, limits: Limits, domains: Sequence[Domain]) -> W
 
 def _whole(problem: Problem, root: Root, numbers: Sequence[int]) -> list[Domain]:
     start = jax.device_get(first_multipliers(problem.f, problem.region, root, problem.rounded))
-    neurons = start.share.shape[-1]
-    sides = np.zeros(neurons, np.int8)
+    sides = np.zeros(start.share.shape[-1], np.int8)
+    boxes = jax.device_get(root.joined_boxes())
+    none = np.zeros(len(root.boxes), np.int32), np.zeros(len(root.boxes), np.float32)
     own = lambda number: jax.tree.map(lambda leaf: np.asarray(leaf)[number], start)  # noqa: E731
-    return [Domain(number, sides, -math.inf, 0, own(number)) for number in numbers]
+    return [Domain(number, sides, boxes, -math.inf, *none, own(number)) for number in numbers]
 
 
 def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> Outcome:
@@ -298,8 +374,12 @@ def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> 
             return state.ended(Status.TIMEOUT, limit)
         state.tighten()
         parents = state.waiting.pop(max(1, state.settings.batch_size // 2))
-        children = [half for parent in parents for half in halves(parent) if state.possible(half)]
-        witness = state.take(children, state.step(children)) if children else None
+        children = [
+            half
+            for parent, neuron in zip(parents, state.choose(parents), strict=True)
+            for half in halves(parent, neuron)
+        ]
+        witness = state.take(children, state.step(children))
         if witness is not None:
             return state.ended(Status.FALSIFIED, "branch and bound found a counterexample", witness)
         if saved:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cure_jax.regions import Interval
 from cure_jax.verification.split_bound import Multipliers
 
 __all__ = ["Domain", "Waiting", "halves", "unstacked"]
@@ -19,29 +20,33 @@ class Domain(NamedTuple):
     Attributes:
       specification: the number of the specification.
       sides: `[neurons]`, int8: 1 right of the kink, -1 left of it, 0 not split.
+      boxes: `[neurons]`, of the operands of the layers that can be split, on this part or one that holds it.
       bound: that is proved for it.
-      neuron: to be split next.
+      neurons: `[layers]`, the candidate of each layer for the next split.
+      slack: `[layers]`, what their relaxations are off by; -1 for none.
       multipliers: that gave the bound, NumPy arrays, for its halves to start from.
     """
 
     specification: int
     sides: np.ndarray
+    boxes: Interval
     bound: float
-    neuron: int
+    neurons: np.ndarray
+    slack: np.ndarray
     multipliers: Multipliers
 
     @property
     def memory(self) -> int:
         """Bytes of its arrays."""
-        return self.sides.nbytes + sum(leaf.nbytes for leaf in jax.tree.leaves(self.multipliers))
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.sides, self.boxes, self.multipliers)))
 
 
-def halves(domain: Domain) -> tuple[Domain, Domain]:
-    """The two domains on either side of the kink of the neuron to be split; each has the bound of the whole."""
+def halves(domain: Domain, neuron: int) -> tuple[Domain, Domain]:
+    """The two domains on either side of the kink of a neuron; each has the bound of the whole."""
 
     def half(side: int) -> Domain:
         sides, beta = domain.sides.copy(), domain.multipliers.beta.copy()
-        sides[domain.neuron], beta[domain.neuron] = side, 0
+        sides[neuron], beta[neuron] = side, 0
         return domain._replace(sides=sides, multipliers=domain.multipliers._replace(beta=beta))
 
     return half(1), half(-1)
@@ -54,8 +59,10 @@ def unstacked(arrays: Mapping[str, np.ndarray]) -> list[Domain]:
         Domain(
             int(arrays["specification"][i]),
             arrays["sides"][i],
+            Interval(arrays["boxes.lower"][i], arrays["boxes.upper"][i]),
             float(arrays["bound"][i]),
-            int(arrays["neuron"][i]),
+            arrays["neurons"][i],
+            arrays["slack"][i],
             Multipliers(**{name: arrays[f"multipliers.{name}"][i] for name in Multipliers._fields}),
         )
         for i in reversed(range(count))
@@ -97,7 +104,10 @@ class Waiting:
         fields = {
             name: np.stack([np.asarray(getattr(domain, name)) for domain in domains])
             for name in Domain._fields
-            if name != "multipliers"
+            if name not in ("boxes", "multipliers")
         }
-        parts = jax.tree.map(lambda *leaves: np.stack(leaves), *[domain.multipliers for domain in domains])
+        stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # noqa: E731
+        boxes = stack([domain.boxes for domain in domains])
+        fields |= {"boxes.lower": boxes.lower, "boxes.upper": boxes.upper}
+        parts = stack([domain.multipliers for domain in domains])
         return fields | {f"multipliers.{name}": leaf for name, leaf in parts._asdict().items()}

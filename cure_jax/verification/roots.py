@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from cure_jax import graph as graphs
@@ -18,9 +19,12 @@ from cure_jax.bounds.vertex_crown import relaxed_at_vertices
 from cure_jax.graph import Graph
 from cure_jax.regions import Box, Interval, LpBall, Region
 from cure_jax.verification.problem import Specification, all_rows
-from cure_jax.verification.split_bound import Root, branching
+from cure_jax.verification.split_bound import Network, Root, branching
 
-__all__ = ["has_balls", "is_box", "others", "root_bounds", "tightened", "traced"]
+__all__ = ["has_balls", "is_box", "narrowed", "others", "root_bounds", "tightened", "traced"]
+
+# By how much ends of an interval may contradict each other for reasons of rounding, as a part of them.
+_ROUNDING = 1e-5
 
 
 def traced(f: Partial, region: Region) -> Graph:
@@ -40,11 +44,7 @@ def is_box(region: Region) -> bool:
 
 def others(graph: Graph) -> tuple[graphs.Equation, ...]:
     """The nonlinear equations that cannot be split, in order of execution."""
-    return tuple(
-        equation
-        for equation in graph.equations
-        if isinstance(rules.lookup(equation), rules.Nonlinear) and rules.two_pieces(equation) is None
-    )
+    return tuple(equation for equation in _nonlinear(graph) if rules.two_pieces(equation) is None)
 
 
 @jax.jit
@@ -64,8 +64,7 @@ def root_bounds(f: Partial, region: Region) -> Root:
     if has_balls(region):
         known = propagate_balls(graph, region, norms_by_block(graph, None), operands)
         balls, given = known.balls, iter(operands)
-        nonlinear = (e for e in graph.equations if isinstance(rules.lookup(e), rules.Nonlinear))
-        nodes = (node for equation in nonlinear for node in equation.bounded)
+        nodes = (node for equation in _nonlinear(graph) for node in equation.bounded)
         operands = [
             known.intervals[node.index].intersect(interval) for node, interval in zip(nodes, given, strict=True)
         ]
@@ -90,24 +89,55 @@ def tightened(f: Partial, region: Region, root: Root, specifications: Specificat
         return all_rows(f, specifications, x).ravel()
 
     graph = graphs.trace(rows, region.bounding_box().lower)
-    nonlinear = [e for e in graph.equations if isinstance(rules.lookup(e), rules.Nonlinear)]
     inside = relaxed(graph, region, "crown")
     if not has_free_slopes(graph):
         return root
     intervals = optimized_layers(graph, region, inside.intervals, Ascent(steps))
     # The rows are affine in the output of f: they add no nonlinear equation.
-    found = _sorted(graph, [intervals[node.index] for e in nonlinear for node in e.bounded], {})
+    found = _sorted(graph, [intervals[node.index] for e in _nonlinear(graph) for node in e.bounded], {})
     boxes = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.boxes, found.boxes, strict=True))
     others = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.others, found.others, strict=True))
     return Root(boxes, root.balls, others)
 
 
+def narrowed(graph: Graph, region: Region, root: Root, sides: jax.Array) -> tuple[Root, jax.Array]:
+    """Bounds of all layers on a part of the region: CROWN's, with the layers before cut at their kinks.
+
+    Args:
+      graph: the network.
+      region: the set of inputs.
+      root: bounds on all of it, or on a part that holds this one.
+      sides: `[neurons]`, the part: 1 right of the kink, -1 left of it, 0 not split.
+
+    Returns:
+      The bounds, cut at the kinks; and whether they say that no input is in the part.
+
+    Soundness:
+      They hold for every input of the region whose neurons are on these sides, in real arithmetic. Ends that contradict
+      each other count as such only where they do so by more than a rounding.
+    """
+    network = Network(graph, region, root)
+    cut = iter([network.cut(index, sides).box for index in network.layers])
+    rest, splits = iter(root.others), {equation.output.index for equation in branching(graph)}
+    within = []
+    for equation in _nonlinear(graph):
+        within.extend([next(cut)] if equation.output.index in splits else [next(rest) for _ in equation.bounded])
+    if not within:
+        return root, jnp.zeros((), bool)
+    found = _sorted(graph, list(relaxed(graph, region, "crown", within=within).operands), {})
+    gaps = [jnp.any(box.lower - box.upper > _ROUNDING * jnp.maximum(1, jnp.abs(box.lower))) for box in found.boxes]
+    boxes, others = (tuple(box.ordered().without_overflow() for box in part) for part in (found.boxes, found.others))
+    return Root(boxes, root.balls, others), functools.reduce(jnp.logical_or, gaps, jnp.zeros((), bool))
+
+
+def _nonlinear(graph: Graph) -> list[graphs.Equation]:
+    return [equation for equation in graph.equations if isinstance(rules.lookup(equation), rules.Nonlinear)]
+
+
 def _sorted(graph: Graph, operands: list[Interval], balls: dict[int, Ball]) -> Root:
     given, boxes, own, rest = iter(operands), [], [], []
     splits = {equation.output.index for equation in branching(graph)}
-    for equation in graph.equations:
-        if not isinstance(rules.lookup(equation), rules.Nonlinear):
-            continue
+    for equation in _nonlinear(graph):
         intervals = [next(given) for _ in equation.bounded]
         if equation.output.index not in splits:
             rest.extend(intervals)

@@ -53,7 +53,7 @@ _FIRST_LEVELS = tuple(4.0**k for k in range(-6, 2))
 
 
 class Root(NamedTuple):
-    """What is known of a network on all of the region, the same for all domains.
+    """What is known of a network on all of the region, or on a domain.
 
     Attributes:
       boxes: of the operands of the layers that can be split, in order of execution.
@@ -64,6 +64,26 @@ class Root(NamedTuple):
     boxes: tuple[Interval, ...]
     balls: tuple[Ball, ...]
     others: tuple[Interval, ...]
+
+    def on(self, boxes: Interval) -> "Root":
+        """The same on a part of the region, of which boxes are known, `[neurons]`."""
+        found, start = [], 0
+        for box in self.boxes:
+            own = jax.tree.map(
+                lambda end, part=slice(start, start + box.lower.size), box=box: end[part].reshape(box.shape), boxes
+            )
+            found.append(box.intersect(own).ordered())
+            start += box.lower.size
+        return self._replace(boxes=tuple(found))
+
+    def joined_boxes(self) -> Interval:
+        """The boxes of all layers, `[neurons]`."""
+        ends = (
+            [end.ravel() for end in side]
+            for side in ([box.lower for box in self.boxes], [box.upper for box in self.boxes])
+        )
+        dtype = self.boxes[0].dtype if self.boxes else jnp.float32
+        return Interval(*(joined(side, dtype) for side in ends))
 
 
 class Multipliers(NamedTuple):

@@ -46,7 +46,7 @@ class Options:
     Attributes:
       batch_size: domains that are bounded at once, of one compiled shape.
       steps: of Adam, for each domain.
-      candidates: neurons of which the best is split.
+      candidates: neurons of each layer that are tried; the best of each layer may be split.
       boxes: boxes of inputs that are bounded at once.
       branching: what is split: "activations" (at their kinks), "inputs" (for boxes), or "auto": inputs where there are
         at most 8.
@@ -57,9 +57,9 @@ class Options:
       seed: of the attack.
     """
 
-    batch_size: int = 64
+    batch_size: int = 32
     steps: int = 20
-    candidates: int = 8
+    candidates: int = 4
     boxes: int = 256
     branching: Branching = "auto"
     attack_steps: int = 50

@@ -10,7 +10,7 @@ import pytest
 import cure_jax as cj
 from cure_jax.certification.batches import as_pytree
 from cure_jax.verification.problem import Specification
-from cure_jax.verification.roots import root_bounds, traced
+from cure_jax.verification.roots import narrowed, root_bounds, traced
 from cure_jax.verification.split_bound import Multipliers, Network, branching, first, least, maximise
 from tests.networks import NETWORKS
 
@@ -78,6 +78,47 @@ def test_any_multipliers_are_sound_on_any_sides(name, kind):
     for bound in (random, optimised):
         assert np.all(bound <= values + 1e-4 * (1 + np.abs(values)))
     assert np.mean(values - optimised) < np.mean(values - random)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def narrowed_and_seen(f, region, key, count=30):
+    """Boxes of random parts, `[count, neurons]`, whether they are said to be empty, and the ends of a sample there."""
+    root = root_bounds(f, region)
+    graph = traced(f, region)
+    network = Network(graph, region, root)
+    kinks = jnp.concatenate([layer.kink.ravel() for layer in network.layers.values()])
+    seen = jax.vmap(functools.partial(operands, graph))(jax.vmap(region.sample)(jax.random.split(key, 5000)))
+    signs = lambda values: jnp.sign(values).astype(jnp.int8)  # noqa: E731
+
+    def one(key):
+        keys = jax.random.split(key)
+        row = seen[jax.random.randint(keys[0], (), 0, len(seen))]
+        sides = jnp.where(jax.random.bernoulli(keys[1], 0.4, row.shape), signs(row), 0)
+        found, empty = narrowed(graph, region, root, sides)
+        there = jnp.all((sides[None] == 0) | (sides[None] == signs(seen)), axis=1)[:, None]
+        lowest = jnp.min(jnp.where(there, seen, jnp.inf), axis=0) + kinks
+        highest = jnp.max(jnp.where(there, seen, -jnp.inf), axis=0) + kinks
+        turned = narrowed(graph, region, root, jnp.where(sides == 0, 0, -sides))[1]
+        return found.joined_boxes(), empty, turned, lowest, highest
+
+    return (*jax.vmap(one)(jax.random.split(key, count)), root.joined_boxes())
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual"])
+@pytest.mark.parametrize("kind", REGIONS)
+def test_boxes_of_a_part_hold_what_its_neurons_see(name, kind):
+    apply, make = NETWORKS[name]
+    f, x = as_pytree(jax.tree_util.Partial(apply, make(0))), jnp.array([0.4, 0.6])
+    boxes, empty, turned, lowest, highest, whole = narrowed_and_seen(f, REGIONS[kind](x), jax.random.key(2))
+    assert not np.any(empty)
+    assert np.all(boxes.lower <= lowest + 1e-5)
+    assert np.all(boxes.upper >= highest - 1e-5)
+    assert np.all(boxes.lower >= whole.lower[None])
+    assert np.all(boxes.upper <= whole.upper[None])
+    width = np.mean(boxes.upper - boxes.lower)
+    assert width < 0.95 * np.mean(whole.upper - whole.lower)
+    # Not one of many: neurons that are all on the other side than at some input.
+    assert np.any(turned)
 
 
 def test_a_part_is_never_looser_with_the_same_multipliers():

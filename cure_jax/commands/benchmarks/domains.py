@@ -21,9 +21,10 @@ from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows,
 from cure_jax.regions import Region
 from cure_jax.training.config import make_regions
 from cure_jax.training.parallel import as_pixels
-from cure_jax.verification.branch_and_bound import bound_batch, first_multipliers, free_neurons
+from cure_jax.verification.branch_and_bound import Batch, bound_batch, first_multipliers
 from cure_jax.verification.problem import Problem, of_class
-from cure_jax.verification.roots import root_bounds
+from cure_jax.verification.roots import root_bounds, traced
+from cure_jax.verification.split_bound import Network, free_of
 
 # Two computations of one number differ by this at most, as a part of the bound of the whole.
 _ROOM = 1e-3
@@ -92,19 +93,20 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     problem = Problem(f, region, of_class(label, classes))
     root = root_bounds(f, region)
     starts = first_multipliers(f, region, root, problem.rounded)
-    free = np.flatnonzero(free_neurons(f, region, root)[0])
+    free = np.flatnonzero(free_of(Network(traced(f, region), region, root)))
     if len(free) < options.splits:
         raise ValueError(f"{len(free)} neurons can be split, fewer than {options.splits}. Choose a larger --scale.")
-    bound = functools.partial(bound_batch, f, region, root, problem.rounded, steps=options.steps, candidates=8)
+    bound = functools.partial(bound_batch, f, region, root, problem.rounded, steps=options.steps, tried=4)
 
     neurons, size = starts.share.shape[-1], options.batch_size
     every, sides = np.arange(size, dtype=np.int32) % (classes - 1), np.zeros((size, neurons), np.int8)
-    whole = bound(domains=(every, sides, jax.tree.map(lambda leaf: leaf[every], starts)))
+    boxes = jax.tree.map(lambda leaf: np.stack([leaf] * size), root.joined_boxes())
+    whole = bound(domains=Batch(every, sides, boxes, jax.tree.map(lambda leaf: leaf[every], starts)))
     # Parts start from what was found of the whole, as in a search.
     worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
     rng, sides = np.random.default_rng(options.seed), sides.copy()
     for row in sides:
         row[rng.choice(free, options.splits, replace=False)] = rng.choice([-1, 1], options.splits)
-    parts = worst % (classes - 1), sides, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers)
+    parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers))
     again = functools.partial(bound, domains=parts)
     return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)

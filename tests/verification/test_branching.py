@@ -1,0 +1,69 @@
+"""Splits are chosen by what they gain."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cure_jax as cj
+from cure_jax.certification.batches import as_pytree
+from cure_jax.verification.branch_and_bound import Batch, bound_batch, first_multipliers, gains_of_splits
+from cure_jax.verification.branching import Rates, worth
+from cure_jax.verification.problem import Specification
+from cure_jax.verification.roots import narrowed, root_bounds, traced
+from cure_jax.verification.split_bound import Network, free_of, least
+from tests.networks import random_mlp
+
+SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.float32([[-0.3], [-0.4]]))
+
+
+def batch_of_whole(root, starts):
+    which = np.arange(2, dtype=np.int32)
+    boxes = jax.tree.map(lambda end: jnp.stack([end] * 2), root.joined_boxes())
+    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts)
+
+
+def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_halves():
+    f, region = as_pytree(random_mlp(3, (4, 12, 12, 3))), cj.linf_ball(jnp.array([0.4, 0.6, 0.1, 0.3]), 0.3)
+    specifications = jax.tree.map(jnp.asarray, SPECIFICATIONS)
+    root = root_bounds(f, region)
+    domains = batch_of_whole(root, first_multipliers(f, region, root, specifications))
+    step = bound_batch(f, region, root, specifications, domains, steps=5, tried=24)
+    network = Network(traced(f, region), region, root)
+    free = np.asarray(free_of(network))
+    assert free.sum() > 6
+    one = functools.partial(jax.tree.map, lambda leaf: leaf[1])
+
+    def half(neuron, side, *, again):
+        sides = jnp.zeros(24, jnp.int8).at[neuron].set(side)
+        inside = narrowed(network.graph, region, root, sides)[0] if again else root
+        value = least(Network(network.graph, region, inside), one(specifications), sides, one(step.multipliers))[0]
+        return jnp.minimum(value, 0)
+
+    for layer, part in enumerate((slice(0, 12), slice(12, 24))):
+        trials = {
+            i: worth(half(i, 1, again=False), half(i, -1, again=False)) for i in range(part.start, part.stop) if free[i]
+        }
+        chosen = int(step.candidates.neurons[1, layer])
+        assert trials[chosen] >= max(trials.values()) - 1e-5
+    gains = gains_of_splits(
+        f, region, root, specifications, domains._replace(multipliers=step.multipliers), step.candidates.neurons
+    )
+    before = step.bound[1]
+    for layer, neuron in enumerate(np.asarray(step.candidates.neurons[1])):
+        expected = worth(half(neuron, 1, again=True), half(neuron, -1, again=True)) - worth(before, before)
+        np.testing.assert_allclose(gains[1, layer], max(expected, 0), atol=1e-4)
+    # A split of the first layer gains more where the second is bounded anew.
+    neuron = int(step.candidates.neurons[1, 0])
+    assert half(neuron, 1, again=True) > half(neuron, 1, again=False) + 1e-3
+
+
+def test_rates_learn_which_layer_gains_for_what_it_is_off_by():
+    rates = Rates(np.zeros((2, 3)))
+    slack = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, -1.0]])
+    rates.learn(np.array([[3.0, 2.0, 0.4], [3.0, 2.0, np.nan]]), slack)
+    np.testing.assert_allclose(rates.gains(np.array([1.0, 1.0, 10.0])), [3.0, 1.0, 1.0])
+    assert rates.gains(np.array([1.0, 2.5, -1.0])).tolist() == [3.0, 2.5, -1.0]
+    again = Rates(rates.sums)
+    np.testing.assert_array_equal(again.gains(slack), rates.gains(slack))
