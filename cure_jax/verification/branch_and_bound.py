@@ -1,26 +1,25 @@
 """Branch and bound on the kinks of neurons."""
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from cure_jax.regions import Interval, Region
-from cure_jax.verification.branching import Candidates, Rates, candidates, worth
+from cure_jax.regions import Region
+from cure_jax.verification.branching import Rates
 from cure_jax.verification.domains import Domain, Waiting, halves, unstacked
 from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
-from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
-from cure_jax.verification.roots import is_box, narrowed, tightened, traced
+from cure_jax.verification.problem import Limits, Problem, Progress, Specification
+from cure_jax.verification.roots import is_box, tightened
 from cure_jax.verification.saved import Saved
-from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, least, maximise
+from cure_jax.verification.split_bound import Root
+from cure_jax.verification.steps import Step, batch_of, bound_batch, first_multipliers, gains_of_splits
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
 
@@ -48,131 +47,6 @@ class Settings(NamedTuple):
     root_rounds: int = 3
 
 
-class Step(NamedTuple):
-    """What one compiled step says of a batch of domains.
-
-    Attributes:
-      bound: `[batch]`, in the dtype of the network.
-      multipliers: `[batch, ...]`.
-      point: `[batch, *x]`, where the linear bound is attained.
-      value: `[batch]`, the least greatest row of any specification at that point.
-      candidates: `[batch, layers]`, neurons to be split.
-      boxes: `[batch, neurons]`, of the operands of the layers that can be split.
-      known: `[batch, neurons]`, on which side of its kink a neuron is that cannot be split.
-      empty: `[batch]`, whether the boxes say that there are no inputs. What is on a kink belongs to both of its sides.
-    """
-
-    bound: Any
-    multipliers: Multipliers
-    point: Any
-    value: Any
-    candidates: Candidates
-    boxes: Any
-    known: Any
-    empty: Any
-
-
-class Batch(NamedTuple):
-    """Domains as arrays, see `Domain`.
-
-    Attributes:
-      specification: `[batch]`.
-      sides: `[batch, neurons]`.
-      boxes: `[batch, neurons]`.
-      multipliers: `[batch, ...]`, to start from.
-    """
-
-    specification: Any
-    sides: Any
-    boxes: Interval
-    multipliers: Multipliers
-
-
-@functools.partial(jax.jit, static_argnames=("steps", "tried"))
-def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else as an argument)
-    f: Partial,
-    region: Region,
-    root: Root,
-    specifications: Specification,
-    domains: Batch,
-    *,
-    steps: int,
-    tried: int,
-) -> Step:
-    """Bounds a batch of domains, and chooses what to split.
-
-    Args:
-      f: the network; its parameters are arguments of what is compiled.
-      region: the set of inputs.
-      root: bounds on it.
-      specifications: all of them.
-      domains: parts of the region.
-      steps: of Adam.
-      tried: see `Settings`.
-    """
-    graph = traced(f, region)
-
-    def one(domain: Batch) -> Step:
-        specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        own, empty = narrowed(graph, region, root.on(domain.boxes), domain.sides)
-        network = Network(graph, region, own)
-        found = maximise(network, specification, domain.sides, domain.multipliers, steps)
-        best = candidates(network, specification, domain.sides, found, tried)
-        value = jnp.min(worst_values(f, specifications, found.point))
-        known = known_sides(network)
-        return Step(found.bound, found.multipliers, found.point, value, best, own.joined_boxes(), known, empty)
-
-    return jax.vmap(one)(domains)
-
-
-@jax.jit
-def gains_of_splits(
-    f: Partial, region: Region, root: Root, specifications: Specification, domains: Batch, neurons: jax.Array
-) -> jax.Array:
-    """What splits of domains gain, the layers behind them bounded anew, `[batch, candidates]`.
-
-    Args:
-      f: the network.
-      region: the set of inputs.
-      root: bounds on it.
-      specifications: all of them.
-      domains: parts of the region, with the multipliers that gave their bounds.
-      neurons: `[batch, candidates]`, to be tried.
-    """
-    graph = traced(f, region)
-
-    def one(domain: Batch, neurons: jax.Array) -> jax.Array:
-        specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        whole = root.on(domain.boxes)
-
-        def bound(sides: jax.Array) -> jax.Array:
-            own, empty = narrowed(graph, region, whole, sides)
-            value = least(Network(graph, region, own), specification, sides, domain.multipliers)[0]
-            return jnp.where(empty, 0, jnp.minimum(jnp.where(jnp.isnan(value), -jnp.inf, value), 0))
-
-        halves = jnp.asarray([1, -1], domain.sides.dtype)
-        cut = jax.vmap(lambda neuron: jax.vmap(lambda side: domain.sides.at[neuron].set(side))(halves))(neurons)
-        # One after the other: of a whole batch of domains each is large enough.
-        found = jax.lax.map(bound, cut.reshape(-1, cut.shape[-1])).reshape(-1, 2)
-        before = least(Network(graph, region, whole), specification, domain.sides, domain.multipliers)[0]
-        return jnp.maximum(worth(found[:, 0], found[:, 1]) - worth(before, before), 0)
-
-    return jax.vmap(one)(domains, neurons)
-
-
-@jax.jit
-def first_multipliers(f: Partial, region: Region, root: Root, specifications: Specification) -> Multipliers:
-    """What the search starts from, for each specification, `[specifications, ...]`."""
-    network = Network(traced(f, region), region, root)
-    return jax.lax.map(functools.partial(first, network), specifications)
-
-
-def known_sides(network: Network) -> jax.Array:
-    """On which side of its kink each neuron is that cannot be split, `[neurons]`."""
-    right = [(layer.box.lower >= layer.kink).ravel() for layer in network.layers.values()]
-    return jnp.where(joined(right, bool), 1, -1).astype(jnp.int8)
-
-
 @dataclasses.dataclass
 class _Search:
     """The state of a search.
@@ -193,18 +67,21 @@ class _Search:
     bounded: int = 0
     tight: bool = False
     undecided: list[float] = dataclasses.field(default_factory=list)
-
     chosen: int = 0
 
     def __post_init__(self) -> None:
         self.rates = Rates(np.zeros((2, len(self.root.boxes))))
 
+    @property
+    def _question(self) -> tuple[Partial, Region, Root, Specification]:
+        """What compiled steps take beside domains."""
+        return self.problem.f, self.problem.region, self.root, self.problem.rounded
+
     def step(self, domains: Sequence[Domain]) -> Step:
         """One compiled step, on domains that are filled up to the size of a batch."""
-        padded = [domains[min(i, len(domains) - 1)] for i in range(self.settings.batch_size)]
-        problem = self.problem
-        batch = (problem.f, problem.region, self.root, problem.rounded, self._batch(padded))
-        result = jax.device_get(bound_batch(*batch, steps=self.settings.steps, tried=self.settings.candidates))
+        batch = batch_of(_filled(domains, self.settings.batch_size))
+        options = {"steps": self.settings.steps, "tried": self.settings.candidates}
+        result = jax.device_get(bound_batch(*self._question, batch, **options))
         self.bounded += len(domains)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(domains)], result)
 
@@ -224,7 +101,9 @@ class _Search:
                 # Copies: a view would keep the whole batch.
                 parts = (step.boxes, step.multipliers, step.candidates)
                 boxes, multipliers, best = jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), parts)
-                self.waiting.push(Domain(domain.specification, domain.sides, boxes, bound, *best, multipliers))
+                self.waiting.push(
+                    Domain(domain.specification, domain.sides, boxes, bound, best.neurons, best.slack, multipliers)
+                )
             elif self.splittable:
                 witness = self._finish(domain, bound, step.known[i])
                 if witness is not None:
@@ -239,24 +118,12 @@ class _Search:
         neurons = np.stack([parent.neurons for parent in parents])
         gains = self.rates.gains(slack)
         if self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0:
-            size = self.settings.batch_size // 2
-            padded = [*range(len(parents)), *[0] * (size - len(parents))]
-            problem, batch = self.problem, self._batch([parents[i] for i in padded])
-            known = (problem.f, problem.region, self.root, problem.rounded)
-            gains = np.asarray(gains_of_splits(*known, batch, neurons[padded]))[: len(parents)]
+            batch = batch_of(_filled(parents, self.settings.batch_size // 2))
+            found = gains_of_splits(*self._question, batch)
+            gains = np.where(slack >= 0, np.asarray(found)[: len(parents)], -1)
             self.rates.learn(gains, slack)
-            gains = np.where(slack >= 0, gains, -1)
         self.chosen += 1
         return [int(row[layer]) for row, layer in zip(neurons, np.argmax(gains, axis=1), strict=True)]
-
-    def _batch(self, domains: Sequence[Domain]) -> Batch:
-        stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)  # noqa: E731
-        return Batch(
-            np.asarray([domain.specification for domain in domains], np.int32),
-            np.stack([domain.sides for domain in domains]),
-            stack([domain.boxes for domain in domains]),
-            stack([domain.multipliers for domain in domains]),
-        )
 
     def _finish(self, domain: Domain, bound: float, known: np.ndarray) -> Witness | None:
         """Decides a domain in which every neuron is split, or known to be on one side."""
@@ -301,6 +168,11 @@ class _Search:
     def ended(self, status: Status, reason: str, witness: Witness | None = None) -> Outcome:
         margin = witness.margin if witness else min(self.waiting.worst, *self.undecided, self.margin)
         return Outcome(status, witness, margin, self.bounded, reason)
+
+
+def _filled(domains: Sequence[Domain], size: int) -> list[Domain]:
+    """As many as are bounded at once, the last one several times."""
+    return [domains[min(i, len(domains) - 1)] for i in range(size)]
 
 
 def search(  # noqa: PLR0913  (a problem, what is known of it, and how to go on)

@@ -22,6 +22,7 @@ from cure_jax.commands.parts import common
 
 _INSTANCES = flags.DEFINE_string("instances", None, "The table of instances.", required=True)
 _BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Which of them; all by default.")
+_KNOWN = flags.DEFINE_bool("known", False, "Only those whose verdict is known.")
 _OUTPUT = flags.DEFINE_string("output", "runs/competition.csv", "Verdicts and seconds.")
 _TIMEOUT = flags.DEFINE_float("timeout", 116.0, "Seconds for each instance.")
 
@@ -38,7 +39,10 @@ def main() -> None:
     done = {tuple(row[name] for name in _COLUMNS[:3]) for row in rows}
     with table.open() as file:
         instances = [
-            row for row in csv.DictReader(file) if not _BENCHMARKS.value or row["benchmark"] in _BENCHMARKS.value
+            row
+            for row in csv.DictReader(file)
+            if (not _BENCHMARKS.value or row["benchmark"] in _BENCHMARKS.value)
+            and (row["verdict"] in _DECIDED or not _KNOWN.value)
         ]
     with output.open("a", newline="") as file:
         writer = csv.DictWriter(file, _COLUMNS)

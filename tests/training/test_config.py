@@ -250,8 +250,10 @@ _SETTINGS = (
     "tinyimagenet",
     "mnist_cpu",
     "cifar_cpu",
+    "cifar_cpu_deep",
     "cifar_cpu_large",
     "cifar_three_norms",
+    "mnist_cpu_long",
     "tinyimagenet_cpu",
     "mnist_three_norms",
 )

@@ -8,11 +8,11 @@ import numpy as np
 
 import cure_jax as cj
 from cure_jax.certification.batches import as_pytree
-from cure_jax.verification.branch_and_bound import Batch, bound_batch, first_multipliers, gains_of_splits
 from cure_jax.verification.branching import Rates, worth
 from cure_jax.verification.problem import Specification
 from cure_jax.verification.roots import narrowed, root_bounds, traced
 from cure_jax.verification.split_bound import Network, free_of, least
+from cure_jax.verification.steps import Batch, bound_batch, first_multipliers, gains_of_splits
 from tests.networks import random_mlp
 
 SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.float32([[-0.3], [-0.4]]))
@@ -21,7 +21,7 @@ SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.floa
 def batch_of_whole(root, starts):
     which = np.arange(2, dtype=np.int32)
     boxes = jax.tree.map(lambda end: jnp.stack([end] * 2), root.joined_boxes())
-    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts)
+    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts, jnp.zeros((2, 2), jnp.int32))
 
 
 def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_halves():
@@ -47,9 +47,8 @@ def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_ha
         }
         chosen = int(step.candidates.neurons[1, layer])
         assert trials[chosen] >= max(trials.values()) - 1e-5
-    gains = gains_of_splits(
-        f, region, root, specifications, domains._replace(multipliers=step.multipliers), step.candidates.neurons
-    )
+    bounded = domains._replace(multipliers=step.multipliers, neurons=step.candidates.neurons)
+    gains = gains_of_splits(f, region, root, specifications, bounded)
     before = step.bound[1]
     for layer, neuron in enumerate(np.asarray(step.candidates.neurons[1])):
         expected = worth(half(neuron, 1, again=True), half(neuron, -1, again=True)) - worth(before, before)

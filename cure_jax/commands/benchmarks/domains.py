@@ -21,10 +21,10 @@ from cure_jax.commands.benchmarks.timing import Check, Report, in_process, rows,
 from cure_jax.regions import Region
 from cure_jax.training.config import make_regions
 from cure_jax.training.parallel import as_pixels
-from cure_jax.verification.branch_and_bound import Batch, bound_batch, first_multipliers
 from cure_jax.verification.problem import Problem, of_class
 from cure_jax.verification.roots import root_bounds, traced
 from cure_jax.verification.split_bound import Network, free_of
+from cure_jax.verification.steps import Batch, bound_batch, first_multipliers
 
 # Two computations of one number differ by this at most, as a part of the bound of the whole.
 _ROOM = 1e-3
@@ -101,12 +101,13 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     neurons, size = starts.share.shape[-1], options.batch_size
     every, sides = np.arange(size, dtype=np.int32) % (classes - 1), np.zeros((size, neurons), np.int8)
     boxes = jax.tree.map(lambda leaf: np.stack([leaf] * size), root.joined_boxes())
-    whole = bound(domains=Batch(every, sides, boxes, jax.tree.map(lambda leaf: leaf[every], starts)))
+    none = np.zeros((size, len(root.boxes)), np.int32)
+    whole = bound(domains=Batch(every, sides, boxes, jax.tree.map(lambda leaf: leaf[every], starts), none))
     # Parts start from what was found of the whole, as in a search.
     worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
     rng, sides = np.random.default_rng(options.seed), sides.copy()
     for row in sides:
         row[rng.choice(free, options.splits, replace=False)] = rng.choice([-1, 1], options.splits)
-    parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers))
+    parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers), none)
     again = functools.partial(bound, domains=parts)
     return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)
