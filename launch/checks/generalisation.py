@@ -15,6 +15,7 @@ nothing is said, count with radius 0.
 import ast
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ _BEYOND = {
     "scaling+shear": ((0.95, 1.05), (-0.05, 0.05)),
     "patch": 1,
 }
-# Of smoothed classifiers; pixels are in [0, 1].
-_RADII = {"l2": (0.12, 0.25, 0.35), "l1": (0.12, 0.25, 0.5)}
 # Pixels are multiples of 1/levels: smoothing is of images on this grid. 255 is that of all others.
 _LEVELS = {"digits": 16}
 # Not among those of the process: tests import several programs.
@@ -55,6 +54,9 @@ _SMOOTHING = flags.DEFINE_string(
     "smoothing", "", "A dictionary from noises to their scales: smoothing, in place of perturbations.", flag_values=_OWN
 )
 _VIEWS = flags.DEFINE_integer("views", 10_000, "Of an image under noise, that estimate.", flag_values=_OWN)
+_RADII = flags.DEFINE_list(
+    "radii", ["0.12", "0.25", "0.35", "0.5", "0.75"], "Of smoothed classifiers, in pixels of [0, 1].", flag_values=_OWN
+)
 _ALPHA = flags.DEFINE_float("alpha", 0.001, "Probability that a smoothed certificate is wrong.", flag_values=_OWN)
 _JSON = flags.DEFINE_string("json", None, "Where to keep the figures.", flag_values=_OWN)
 
@@ -88,8 +90,8 @@ def _smoothed(wanted: dict[str, float]) -> dict[str, dict[str, Any]]:
         f, (images, labels) = models.pretrained(network).classifier, _images(network)
         levels = _LEVELS.get(models.pretrained_index()[network]["config"]["dataset"], 255)
         for (noise, scale), by_network in zip(wanted.items(), results.values(), strict=True):
-            made = smoothing.NOISES[noise](scale, levels=levels)
-            by_network[network] = smoothed(f, images, labels, made, views=_VIEWS.value, alpha=_ALPHA.value)
+            made, radii = smoothing.NOISES[noise](scale, levels=levels), [float(radius) for radius in _RADII.value]
+            by_network[network] = smoothed(f, images, labels, made, radii, views=_VIEWS.value, alpha=_ALPHA.value)
             print(f"{network}, {noise}: {by_network[network]}", flush=True)
     _header("noise, norm | radius")
     for name, by_network in results.items():
@@ -105,7 +107,8 @@ def smoothed(
     f: Any,
     images: np.ndarray,
     labels: np.ndarray,
-    noise: smoothing.AdditiveNoise | smoothing.SplittingNoise,
+    noise: smoothing.AdditiveNoise,
+    radii: Sequence[float],
     *,
     views: int,
     alpha: float,
@@ -116,7 +119,8 @@ def smoothed(
       f: one image to logits; that it was trained on noise is not asked.
       images: on the grid of the noise.
       labels: their classes.
-      noise: from `cure_jax.smoothing`.
+      noise: `cure_jax.smoothing.gaussian`, `laplace` or `uniform`.
+      radii: those that no image could be certified at with so many views are left out.
       views: of each image, that estimate.
       alpha: of each image, the probability that its certificate is wrong.
 
@@ -125,9 +129,11 @@ def smoothed(
     """
     start, options = time.monotonic(), {"n": views, "alpha": alpha, "samples_at_once": 25}
     found = smoothing.certify_dataset(f, images, labels, noise, jax.random.key(0), **options)
+    # All views of an image of the right class: their least probability is alpha^(1/views).
+    largest = float(noise.radius(np.array(alpha ** (1 / views))))
     return {
         "norm": noise.norm,
-        **found.curve(noise.norm, (0.0, *_RADII[noise.norm])),
+        **found.curve(noise.norm, (0.0, *(radius for radius in radii if radius <= largest))),
         "mean radius": float(np.where(found.correct, found.certificate.radius, 0.0).mean()),
         "abstained": float(found.certificate.abstained.mean()),
         "seconds": round(time.monotonic() - start, 1),

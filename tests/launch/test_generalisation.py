@@ -38,6 +38,7 @@ def test_smoothing_of_networks_is_a_table_by_radius(monkeypatch, tmp_path, capsy
         _SMOOTHING="{'gaussian': 0.12, 'laplace': 0.085}",
         _VIEWS=500,
         _ALPHA=0.001,
+        _RADII=["0.12", "0.25", "7"],
         _JSON=str(tmp_path / "smoothed.json"),
     )
     generalisation.main()
@@ -51,7 +52,7 @@ def test_smoothing_of_networks_is_a_table_by_radius(monkeypatch, tmp_path, capsy
     radii = np.where(expected.correct, expected.certificate.radius, 0)
     assert found["mean radius"] == pytest.approx(radii.mean())
     assert found["certified"] == [np.mean(expected.correct & (radii >= at)) for at in found["radii"]]
-    assert found["radii"][0] == 0
+    assert found["radii"] == [0, 0.12, 0.25]
     assert found["certified"][0] > found["certified"][-1]
     row = re.search(r"\| `gaussian 0.12`, l2 \| 0.12 \| (\d+)% \| (\d+)% \|", capsys.readouterr().out)
     assert row
@@ -63,8 +64,8 @@ def test_an_error_counts_with_radius_0():
     images = np.zeros((3, 4), np.float32)
     found = generalisation.smoothed(
         lambda x: jax.numpy.stack([x[0] * 0, x[0] * 0 + 1]), images, np.array([1, 1, 0]), cj.smoothing.gaussian(0.1),
-        views=1000, alpha=0.001,
+        (0.1, 0.2, 0.25), views=1000, alpha=0.001,
     )  # fmt: skip
     whole = float(cj.smoothing.gaussian(0.1).radius(np.array(0.001 ** (1 / 1000))))
-    assert found["certified"][0] == pytest.approx(2 / 3)
+    assert found["certified"] == pytest.approx([2 / 3, 2 / 3, 2 / 3])
     assert found["mean radius"] == pytest.approx(2 / 3 * whole, rel=1e-5)

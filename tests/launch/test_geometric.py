@@ -16,7 +16,14 @@ def test_a_benchmark_or_a_call_is_a_perturbation():
     assert geometric.parsed("rotation(-10, 10.5)") == perturbations.rotation(-10, 10.5)
     both = perturbations.compose(perturbations.scaling(0.9, 1.1), perturbations.translation((-1, 2), (-1, 2)))
     assert geometric.parsed("scaling(0.9, 1.1) + translation(-1, 2)") == both
-    for wrong in ("rotation", "rotation(1)", "rotation(low, 3)", "__import__('os')", "blur(0, 1) - blur(0, 1)", "f(0, 1)"):
+    for wrong in (
+        "rotation",
+        "rotation(1)",
+        "rotation(low, 3)",
+        "__import__('os')",
+        "blur(0, 1) - blur(0, 1)",
+        "f(0, 1)",
+    ):
         with pytest.raises(ValueError, match=r"expected one of mnist_R\(30\)"):
             geometric.parsed(wrong)
 
