@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/cifar_smoothing.py:gaussian --workdir=runs/cifar_smoothing/gaussian
 
-Methods: gaussian | consistency (l_2), splitting (l_1), for two CPU cores. TFDS_DATA_DIR or --config.data_dir says where the data
-is. How they are certified: docs/smoothing.md.
+Methods: gaussian | consistency (l_2), splitting (l_1), for two CPU cores. TFDS_DATA_DIR or --config.data_dir says where
+the data is. How they are certified, and with what result: docs/smoothing.md.
 """
 
 from cure_jax.configs import cifar_cpu

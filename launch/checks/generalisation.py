@@ -103,7 +103,7 @@ def _smoothed(wanted: dict[str, float]) -> dict[str, dict[str, Any]]:
     return results
 
 
-def smoothed(
+def smoothed(  # noqa: PLR0913  (what an experiment is made of)
     f: Any,
     images: np.ndarray,
     labels: np.ndarray,

@@ -12,8 +12,8 @@ Same network, same images, same search (cells are split where they are undecided
 The reference is an implementation of our own of the published bounds. It is given two things that the published method
 has not: the search, and margins in place of differences of bounds of logits. Prints certified accuracy, cells of an
 image and seconds of an image, without compilation; and the accuracy under attack, below which no certified accuracy
-may lie above. `--perturbation` is a name in `cure_jax.perturbations.PUBLISHED`, a call such as "rotation(-10, 10)", or calls
-with a plus between them, applied in this order.
+may lie above. `--perturbation` is a name in `cure_jax.perturbations.PUBLISHED`, a call such as "rotation(-10, 10)", or
+several with a plus between them, applied in this order.
 """
 
 import ast
