@@ -12,7 +12,8 @@ Same network, same images, same search (cells are split where they are undecided
 The reference is an implementation of our own of the published bounds. It is given two things that the published method
 has not: the search, and margins in place of differences of bounds of logits. Prints certified accuracy, cells of an
 image and seconds of an image, without compilation; and the accuracy under attack, below which no certified accuracy
-may lie above. `--perturbation` is a name in `cure_jax.perturbations.PUBLISHED`, or a call such as "rotation(-10, 10)".
+may lie above. `--perturbation` is a name in `cure_jax.perturbations.PUBLISHED`, a call such as "rotation(-10, 10)", or
+several with a plus between them, applied in this order.
 """
 
 import ast
@@ -100,8 +101,16 @@ def pixel_box(perturbation: Geometric, x: jax.Array, cell: Interval) -> Interval
       perturbation: affine transformations, then colours.
       x: the image.
       cell: of the parameters.
+
+    Raises:
+      ValueError: for a blur, or a colour before a movement: the published bounds have neither.
     """
     kinds = [kind for kind in perturbation.kinds if kind not in COLOURS]
+    if perturbation.kinds[: len(kinds)] != tuple(kinds) or not affine.INVERSES.keys() >= set(kinds):
+        raise ValueError(
+            f"The published bounds are of movements of pixels, then colours; got {', '.join(perturbation.kinds)}. "
+            "Leave out --ways=published."
+        )
     bounds = [Interval(low, high) for low, high in zip(cell.lower, cell.upper, strict=True)]
     found = Interval(x, x)
     if kinds:
@@ -128,7 +137,7 @@ def _hats(place: Interval, size: int) -> Interval:
 
 
 def parsed(text: str) -> Geometric:
-    """The perturbation that a benchmark's name or a call such as "rotation(-10, 10)" stands for.
+    """The perturbation that a benchmark's name stands for, or calls such as "rotation(-10, 10) + contrast(0.9, 1.1)".
 
     Raises:
       ValueError: for anything else.
@@ -136,17 +145,28 @@ def parsed(text: str) -> Geometric:
     if text in perturbations.PUBLISHED:
         return perturbations.PUBLISHED[text].perturbation
     try:
-        call = ast.parse(text, mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert isinstance(call.func, ast.Name)
-        assert call.func.id in perturbations.GEOMETRIC
-        low, high = (float(ast.literal_eval(argument)) for argument in call.args)
-    except (AssertionError, SyntaxError, ValueError) as error:
+        calls = _summands(ast.parse(text, mode="eval").body)
+        limits = [tuple(float(ast.literal_eval(argument)) for argument in call.args) for call in calls]
+        names = [call.func.id for call in calls if isinstance(call.func, ast.Name)]
+        assert len(names) == len(calls)
+        assert all(name in perturbations.GEOMETRIC for name in names)
+        assert all(len(pair) == 2 for pair in limits)
+    except (AssertionError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(
-            f"--perturbation is {text!r}; expected one of {', '.join(perturbations.PUBLISHED)}, or a call such as "
-            "'rotation(-10, 10)'. Choose one."
+            f"--perturbation is {text!r}; expected one of {', '.join(perturbations.PUBLISHED)}, or calls such as "
+            "'rotation(-10, 10)', joined by '+'. Choose one."
         ) from error
-    return perturbations.GEOMETRIC[call.func.id](low, high)
+    return perturbations.compose(
+        *(perturbations.GEOMETRIC[name](*pair) for name, pair in zip(names, limits, strict=True))
+    )
+
+
+def _summands(node: ast.expr) -> list[ast.Call]:
+    """The calls of a sum, from the left."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_summands(node.left), *_summands(node.right)]
+    assert isinstance(node, ast.Call)
+    return [node]
 
 
 def measured(way: str, f: Any, images: np.ndarray, labels: np.ndarray, perturbation: Geometric) -> dict[str, Any]:

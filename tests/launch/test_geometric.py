@@ -14,9 +14,25 @@ IMAGE = jnp.asarray(np.float32(np.random.default_rng(0).random((6, 6, 1))))
 def test_a_benchmark_or_a_call_is_a_perturbation():
     assert geometric.parsed("mnist_R(30)") == perturbations.rotation(-30, 30)
     assert geometric.parsed("rotation(-10, 10.5)") == perturbations.rotation(-10, 10.5)
-    for wrong in ("rotation", "rotation(1)", "rotation(low, 3)", "__import__('os')"):
+    both = perturbations.compose(perturbations.scaling(0.9, 1.1), perturbations.translation((-1, 2), (-1, 2)))
+    assert geometric.parsed("scaling(0.9, 1.1) + translation(-1, 2)") == both
+    for wrong in (
+        "rotation",
+        "rotation(1)",
+        "rotation(low, 3)",
+        "__import__('os')",
+        "blur(0, 1) - blur(0, 1)",
+        "f(0, 1)",
+    ):
         with pytest.raises(ValueError, match=r"expected one of mnist_R\(30\)"):
             geometric.parsed(wrong)
+
+
+def test_the_published_bounds_refuse_what_they_are_not_made_for():
+    whole = Interval(jnp.array([0.1, 0.1]), jnp.array([0.2, 0.2]))
+    for text in ("brightness(0, 1) + rotation(0, 1)", "rotation(0, 1) + blur(0, 1)"):
+        with pytest.raises(ValueError, match="movements of pixels, then colours; got "):
+            geometric.pixel_box(geometric.parsed(text), IMAGE, whole)
 
 
 def test_the_published_boxes_hold_and_are_wider():
