@@ -286,7 +286,11 @@ def _decide(
     if limits.exceeded(0, 0):
         return Outcome(Status.TIMEOUT, None, -math.inf, 0, limits.exceeded(0, 0))
     by_inputs = _splits_inputs(region, graph, options.branching)
-    saved = None if state_file is None else Saved(state_file, problem, "inputs" if by_inputs else "activations")
+    saved = (
+        None
+        if state_file is None
+        else Saved(state_file, problem, "inputs" if by_inputs else "activations, boxes of parts")
+    )
     if by_inputs:
         return split_inputs(problem, limits, options.boxes, saved)
     return _by_activations(problem, graph, limits, options, saved)
