@@ -197,8 +197,8 @@ def search(  # noqa: PLR0913  (a problem, what is known of it, and how to go on)
       saved: where the state is kept, and taken up again.
 
     Returns:
-      VERIFIED if every domain has a finite bound above 0; FALSIFIED with a witness; TIMEOUT where a limit was reached;
-      UNKNOWN where a domain is left over that cannot be split.
+      VERIFIED if every domain has a finite bound above 0, or no inputs; FALSIFIED with a witness; TIMEOUT where a limit
+      was reached; UNKNOWN where a domain is left over that cannot be split.
     """
     state = _Search(problem, root, settings, splittable=not stuck)
     before = saved.load() if saved else None

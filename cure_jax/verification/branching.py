@@ -73,8 +73,7 @@ def candidates(
     def gain(neuron: jax.Array) -> jax.Array:
         halves = jax.vmap(lambda side: least(network, specification, sides.at[neuron].set(side), found.multipliers)[0])
         bounds = halves(jnp.array([1, -1], sides.dtype))
-        # A half that is proved is worth no more than just that.
-        return worth(*jnp.minimum(jnp.where(jnp.isnan(bounds), -jnp.inf, bounds), 0))
+        return worth(*bounds)
 
     gains = jax.vmap(jax.vmap(gain))(tried[:, :-1])
     gains = jnp.where(useful[:, :-1] & jnp.isfinite(gains), gains, -jnp.inf)
@@ -86,7 +85,11 @@ def candidates(
 
 
 def worth(one: jax.Array, other: jax.Array) -> jax.Array:
-    """What the bounds of two halves are worth together: the worse one counts."""
+    """What the bounds of two halves are worth together: the worse one counts.
+
+    A half that is proved is worth no more than just that, and one whose bound is not a number nothing.
+    """
+    one, other = (jnp.minimum(jnp.where(jnp.isnan(bound), -jnp.inf, bound), 0) for bound in (one, other))
     return jnp.minimum(one, other) + _BETTER * jnp.maximum(one, other)
 
 

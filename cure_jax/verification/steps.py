@@ -125,7 +125,7 @@ def gains_of_splits(f: Partial, region: Region, root: Root, specifications: Spec
         def bound(sides: jax.Array) -> jax.Array:
             own, empty = narrowed(graph, region, whole, sides)
             value = least(Network(graph, region, own), specification, sides, domain.multipliers)[0]
-            return jnp.where(empty, 0, jnp.minimum(jnp.where(jnp.isnan(value), -jnp.inf, value), 0))
+            return jnp.where(empty, 0, value)
 
         halves = jnp.asarray([1, -1], domain.sides.dtype)
         cut = jax.vmap(lambda neuron: jax.vmap(lambda side: domain.sides.at[neuron].set(side))(halves))(domain.neurons)

@@ -121,8 +121,8 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
 
     Soundness:
       VERIFIED: every domain has a finite bound above 0, in float32 with some room for rounding, which is not a bound of
-      it; leaves in float64. FALSIFIED: the witness is in the region, in float64, and `f` is wrong there in float32 and
-      in float64.
+      it, or boxes of its neurons that contradict each other by more than such a room; leaves in float64. FALSIFIED: the
+      witness is in the region, in float64, and `f` is wrong there in float32 and in float64.
 
     References:
       Bunel et al., Branch and Bound for Piecewise Linear Neural Network Verification (JMLR 2020); Wang et al.,
@@ -286,11 +286,8 @@ def _decide(
     if limits.exceeded(0, 0):
         return Outcome(Status.TIMEOUT, None, -math.inf, 0, limits.exceeded(0, 0))
     by_inputs = _splits_inputs(region, graph, options.branching)
-    saved = (
-        None
-        if state_file is None
-        else Saved(state_file, problem, "inputs" if by_inputs else "activations, boxes of parts")
-    )
+    how = "inputs" if by_inputs else "activations, boxes of parts"
+    saved = None if state_file is None else Saved(state_file, problem, how)
     if by_inputs:
         return split_inputs(problem, limits, options.boxes, saved)
     return _by_activations(problem, graph, limits, options, saved)
