@@ -1,12 +1,21 @@
 """What every test runs under: eight CPU devices, and no promotion of dtypes or ranks behind our back."""
 
+import gc
 import math
 import os
 import resource
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests spend their time in compiling, not in running. This, also for the processes that tests start, and the flags of
+# XLA below make it five times shorter.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# What was compiled is kept until the end, for files that forget it (below) and for other processes. Each worker has a
+# directory of its own: JAX does not write these files atomically.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="cure_jax_tests_")
 
 import jax
 import jaxlib
@@ -16,9 +25,9 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests spend their time in compiling, not in running: this and two flags of XLA make it five times shorter. A flag that
-# XLA does not know ends the process, so each is for versions that were tried.
-jax.config.update("jax_disable_most_optimizations", True)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+# A flag that XLA does not know ends the process, so each is for versions that were tried.
 _QUICK_TO_COMPILE = {
     "--xla_cpu_parallel_codegen_split_count=1": ("0.10.", "0.11.", "0.12."),
     "--xla_cpu_use_fusion_emitters=false": ("0.10.",),
@@ -49,6 +58,18 @@ def _register_unchecked_dataclass(nodetype: type, *args, **kwargs) -> type:
 
 
 jax.tree_util.register_dataclass = _register_unchecked_dataclass
+
+
+# Tracing makes many objects and few cycles: to look for those as often as Python does costs a twentieth of the time.
+gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 # Of memory that a worker may hold before it forgets what it compiled.
