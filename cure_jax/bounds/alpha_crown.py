@@ -228,10 +228,11 @@ def _least(problem: _Problem, target: Node, signs: jax.Array, selected: jax.Arra
         return linear.concretize(found, problem.graph, problem.region, {}), found
 
     def least(objective: Coefficients) -> tuple[jax.Array, int]:
-        start = bound(objective, None)[1]
+        value, start = bound(objective, None)
         # While they are optimised: alphas, their gradients, and four times as many numbers of the optimiser.
         widest = max(linear.breadth(start, problem.region), 6 * sum(alpha.size for alpha in start.alphas.values()))
-        alphas = _ascended(lambda alphas: bound(objective, alphas)[0], start.alphas, problem.ascent)
+        lowest = jnp.full_like(value, -jnp.inf)
+        alphas = _ascended(lambda alphas: bound(objective, alphas)[0], start.alphas, lowest, problem.ascent)
         return bound(objective, alphas)[0], widest
 
     return linear.least_of_each(problem.graph, target, least, signs, selected)
@@ -249,8 +250,8 @@ class _Stage(NamedTuple):
     idle: jax.Array
 
 
-def _ascended(value: Callable[[Alphas], jax.Array], start: Alphas, ascent: Ascent) -> Alphas:
-    """The best alphas that projected gradient ascent meets; they are constants to derivatives."""
+def _ascended(value: Callable[[Alphas], jax.Array], start: Alphas, lowest: jax.Array, ascent: Ascent) -> Alphas:
+    """The best alphas that projected gradient ascent meets, from `lowest` (-inf) up; they are constants to derivatives."""
 
     def ascend(start: Alphas) -> Alphas:
         adam = optax.scale_by_adam()
@@ -275,7 +276,6 @@ def _ascended(value: Callable[[Alphas], jax.Array], start: Alphas, ascent: Ascen
                 jnp.where(much, 0, at.idle + 1),
             )
 
-        lowest = jnp.full_like(jax.eval_shape(value, start), -jnp.inf)
         zero = jnp.zeros((), jnp.int32)
         initial = _Stage(zero, start, adam.init(start), start, lowest, lowest, zero)
         # One step more than moves: the last one looks at where they led.

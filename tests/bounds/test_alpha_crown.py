@@ -75,17 +75,18 @@ def test_the_ascent_goes_on_while_it_gains_and_keeps_the_best():
         jax.debug.callback(lambda alpha: seen.append(float(alpha)), alphas[0][0], ordered=True)
         return -jnp.sum((alphas[0] - 0.3) ** 2)
 
-    best = ascended(value, {0: jnp.ones(2)}, Ascent(30))[0]
+    lowest = jnp.float32(-jnp.inf)
+    best = ascended(value, {0: jnp.ones(2)}, lowest, Ascent(30))[0]
     assert -np.sum((best - 0.3) ** 2) > -0.1 * 2 * 0.7**2
     np.testing.assert_allclose(best[0], min(seen, key=lambda alpha: abs(alpha - 0.3)))
     assert 5 < len(seen) < 30
-    np.testing.assert_allclose(ascended(value, {0: jnp.full(2, 0.3)}, Ascent(30))[0], 0.3)
+    np.testing.assert_allclose(ascended(value, {0: jnp.full(2, 0.3)}, lowest, Ascent(30))[0], 0.3)
     # Where nothing moves, it ends; and no more than the steps that are allowed are taken.
     seen.clear()
-    ascended(lambda alphas: value(alphas) * 0, {0: jnp.ones(2)}, Ascent(30))
+    ascended(lambda alphas: value(alphas) * 0, {0: jnp.ones(2)}, lowest, Ascent(30))
     assert len(seen) <= 5
     seen.clear()
-    ascended(value, {0: jnp.ones(2)}, Ascent(2))
+    ascended(value, {0: jnp.ones(2)}, lowest, Ascent(2))
     assert len(seen) == 3
 
 

@@ -347,8 +347,7 @@ def least_of_each(
 
     if selected is None:
         selected = jnp.ones(signs.shape, bool)
-    jax.eval_shape(of_row, jax.ShapeDtypeStruct((), jnp.int32))
-    values, computed = map_selected(of_row, selected.ravel(), 2, chunk_size(selected.size, widest)).T
+    values, computed = map_selected(of_row, selected.ravel(), 2, lambda: chunk_size(selected.size, widest)).T
     return jnp.where(computed > 0, values, -jnp.inf).reshape(signs.shape)
 
 

@@ -12,7 +12,9 @@ __all__ = ["map_selected"]
 Row = Callable[[Int[Array, ""]], Float[Array, " values"]]
 
 
-def map_selected(row: Row, selected: Bool[Array, " rows"], values: int, chunk: int) -> Float[Array, "rows values"]:
+def map_selected(
+    row: Row, selected: Bool[Array, " rows"], values: int, chunk: int | Callable[[], int]
+) -> Float[Array, "rows values"]:
     """Applies a function to the index of every selected row; the others are 0.
 
     Rows are computed `chunk` at a time, in a loop that ends with the last selected one (under `jax.vmap`, of the whole
@@ -22,14 +24,15 @@ def map_selected(row: Row, selected: Bool[Array, " rows"], values: int, chunk: i
       row: from an index in [0, rows) to `[values]`; it may close over traced arrays.
       selected: which rows are wanted.
       values: length of a result.
-      chunk: how many rows at once.
+      chunk: how many rows at once; a function is called after `row` was traced, which may have told it what a row needs.
 
     Returns:
       `[rows, values]`.
     """
     example = jax.ShapeDtypeStruct((), jnp.int32)
     pure, constants = jax.closure_convert(row, jnp.zeros(example.shape, example.dtype))
-    return _map(pure, values, min(chunk, len(selected)), selected, constants)
+    at_once = chunk() if callable(chunk) else chunk
+    return _map(pure, values, min(at_once, len(selected)), selected, constants)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -39,13 +42,13 @@ def _map(pure, values: int, chunk: int, selected: jax.Array, constants: list[jax
     order = jnp.nonzero(selected, size=rows + chunk, fill_value=rows)[0].astype(jnp.int32)
     count = jnp.sum(selected, dtype=jnp.int32)
     compute = jax.vmap(lambda index: pure(index, *constants))
-    shape = jax.eval_shape(compute, jnp.zeros(chunk, jnp.int32))
+    dtype = jax.eval_shape(pure, jax.ShapeDtypeStruct((), jnp.int32), *constants).dtype
 
     def step(i: jax.Array, results: jax.Array) -> jax.Array:
         indices = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
         return results.at[indices].set(compute(jnp.minimum(indices, rows - 1)), mode="drop")
 
-    return jax.lax.fori_loop(0, -(-count // chunk), step, jnp.zeros((rows, values), shape.dtype))
+    return jax.lax.fori_loop(0, -(-count // chunk), step, jnp.zeros((rows, values), dtype))
 
 
 @_map.defjvp
