@@ -59,11 +59,13 @@ def largest_eigenvalue(gram: jax.Array) -> jax.Array:
         # What underflows in the products is at most `tiny` for each term.
         return _product(matrix.mT, matrix), (scale, noise + size * size * tiny)
 
-    final, (scales, noises) = lax.scan(square, gram, length=_SQUARINGS)
-    largest = jnp.minimum(_frobenius(final), _schur(final))
-    for scale, noise in zip(scales[::-1], noises[::-1], strict=True):
-        largest = scale * (numerics.root(largest + noise) + 2 * unit) * (1 + slack(gram.dtype))
-    return largest
+    def before_squaring(largest: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        scale, noise = step
+        return scale * (numerics.root(largest + noise) + 2 * unit) * (1 + slack(gram.dtype)), None
+
+    # Loops, not steps one behind the other: XLA would compile each of those several times.
+    final, steps = lax.scan(square, gram, length=_SQUARINGS)
+    return lax.scan(before_squaring, jnp.minimum(_frobenius(final), _schur(final)), steps, reverse=True)[0]
 
 
 def gram_root(gram: jax.Array, terms: int) -> jax.Array:
