@@ -251,7 +251,7 @@ class _Stage(NamedTuple):
 
 
 def _ascended(value: Callable[[Alphas], jax.Array], start: Alphas, lowest: jax.Array, ascent: Ascent) -> Alphas:
-    """The best alphas that projected gradient ascent meets, from `lowest` (-inf) up; they are constants to derivatives."""
+    """The best alphas that projected gradient ascent meets; they are constants to derivatives. `lowest` is -inf."""
 
     def ascend(start: Alphas) -> Alphas:
         adam = optax.scale_by_adam()

@@ -107,7 +107,7 @@ def box_ball_in_training(
 
     def bounds(region: Region) -> Interval:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
-        known = propagate_balls(graph, region, norms_by_block(graph, norms), steps=IN_TRAINING)
+        known = propagate_balls(graph, region, norms_by_block(graph, norms), in_training=True)
         return concretized_on_balls(graph, region, known)
 
     return bounds
@@ -118,7 +118,8 @@ def propagate_balls(
     region: Region,
     norms: Mapping[tuple[int, int], jax.Array],
     intermediate: Sequence[Interval] | None = None,
-    steps: Steps | None = None,
+    *,
+    in_training: bool = False,
 ) -> BoxBalls:
     """Pushes intervals and balls through all equations of a graph.
 
@@ -127,17 +128,19 @@ def propagate_balls(
       region: the set of inputs.
       norms: of its blocks, from `spectral.norms_by_block`.
       intermediate: as for `box_ball`.
-      steps: as for `ibp.propagate`.
+      in_training: for a loss: without room for rounding, and without what a network of finite numbers cannot need.
 
     Returns:
       Intervals and balls.
 
     Soundness:
-      Each contains all values that its node takes on the region, if `intermediate` does.
+      Each contains all values that its node takes on the region, if `intermediate` does; not `in_training`.
     """
     if intermediate is not None:
         _check_layers(graph, intermediate)
     given = iter(intermediate or ())
+    around, steps = (_around_in_training, _steps_in_training(region)) if in_training else (Interval.around, None)
+    cut = _cut_in_training if in_training else _cut
     center, radius = enclosing_ball(region)
     values = _values(graph, center)
     balls = {graph.input.index: Ball(center, radius)}
@@ -148,10 +151,12 @@ def propagate_balls(
             ball = balls[source.index]
             extent = extent + row_norms(graph, source, target) * ball.radius
             radius = radius + norms[source.index, target.index] * ball.radius
-        box = box.intersect(Interval.around(middle, extent))
+        box = box.intersect(around(middle, extent))
         if intermediate is not None:
             box = box.intersect(next(given))
-        balls[target.index] = _ball(middle, radius, box)
+        # A nonlinearity moves no coordinate further than its constant times the way before it: what the box cuts here,
+        # the next one cuts too, but for rounding.
+        balls[target.index] = Ball(middle, radius) if in_training else _cut(Ball(middle, radius), box)
         return box
 
     def refine(equation: Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
@@ -161,7 +166,7 @@ def propagate_balls(
         output, middle = equation.output, values[equation.output.index]
         moved = numerics.norm(jnp.stack([balls[node.index].radius for node in equation.bounded]), 2)
         moved = jnp.where(moved == 0, 0, rule.lipschitz(equation) * moved)
-        balls[output.index] = _ball(middle, moved, rule.interval(equation, *operands))
+        balls[output.index] = cut(Ball(middle, moved), rule.interval(equation, *operands))
         return operands
 
     return BoxBalls(propagate(graph, region, refine, steps), balls)
@@ -188,14 +193,29 @@ def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Inter
     return plain.intersect(Interval(lower, upper).without_overflow())
 
 
-def _ball(center: jax.Array, radius: jax.Array, box: Interval) -> Ball:
+def _cut(ball: Ball, box: Interval) -> Ball:
     """A ball around the points of a box that lie in another one; where the center of that overflowed, the box alone.
 
     Where the center is not a number, neither is the radius: a network with such a weight has no bounds.
     """
-    radius = jnp.where(jnp.all(jnp.isfinite(center)), radius, jnp.inf)
-    number, center = ~jnp.any(jnp.isnan(center)), jnp.where(jnp.isfinite(center), center, 0)
+    radius = jnp.where(jnp.all(jnp.isfinite(ball.center)), ball.radius, jnp.inf)
+    number, center = ~jnp.any(jnp.isnan(ball.center)), jnp.where(jnp.isfinite(ball.center), ball.center, 0)
     return Ball(center, jnp.where(number, jnp.fmin(radius, reach(box, center)), jnp.nan))
+
+
+def _cut_in_training(ball: Ball, box: Interval) -> Ball:
+    furthest = jnp.maximum(box.upper - ball.center, ball.center - box.lower)
+    return Ball(ball.center, jnp.minimum(ball.radius, numerics.root(numerics.total(jnp.square(furthest)))))
+
+
+def _around_in_training(center: jax.Array, radius: jax.Array) -> Interval:
+    return Interval(center - radius, center + radius)
+
+
+def _steps_in_training(region: Region) -> Steps:
+    """Those of losses. The image of an l_2 ball is left to the rows of its block, which say the same of it."""
+    round_ = isinstance(region, LpBall) and region.p == 2
+    return IN_TRAINING._replace(ball=lambda graph, region: None) if round_ else IN_TRAINING
 
 
 def _check_layers(graph: Graph, intermediate: Sequence[Interval]) -> None:

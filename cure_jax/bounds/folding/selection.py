@@ -24,7 +24,7 @@ def map_selected(
       row: from an index in [0, rows) to `[values]`; it may close over traced arrays.
       selected: which rows are wanted.
       values: length of a result.
-      chunk: how many rows at once; a function is called after `row` was traced, which may have told it what a row needs.
+      chunk: how many rows at once; or a function that says so, called after `row` was traced.
 
     Returns:
       `[rows, values]`.
