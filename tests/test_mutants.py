@@ -9,7 +9,7 @@ import pytest
 
 from tests import mutants
 from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral, test_vertex_crown
-from tests.certification import test_certificate, test_dataset
+from tests.certification import test_certificate, test_open_margins
 from tests.regions import test_l0_ball, test_support
 from tests.rules import test_rules
 from tests.verification import test_leaf, test_split_bound
@@ -64,7 +64,7 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.leaves_without_their_region: functools.partial(
         test_leaf.test_a_leaf_with_a_counterexample_gives_it, "linf"
     ),
-    mutants.margins_that_are_left_out: test_dataset.test_a_bound_counts_for_its_own_margin_alone,
+    mutants.margins_that_are_left_out: test_open_margins.test_a_bound_counts_for_its_own_margin_alone,
     mutants.margins_off_by_one: test_certificate.test_margins_are_in_ascending_order_of_the_other_classes,
     mutants.examples_outside_of_their_region: (
         test_certificate.test_an_example_outside_of_its_region_is_never_verified

@@ -1,11 +1,5 @@
 """Many examples: the same verdicts as one by one, whatever the batch size and the devices."""
 
-import contextlib
-import dataclasses
-import functools
-import itertools
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,19 +8,7 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 import cure_jax as cj
-from cure_jax.certification import METHODS, cascade, dataset
-from cure_jax.certification.certificate import proves
-from cure_jax.training.config import make_regions, norm_exponent
-from tests import networks
-
-REGIONS = {
-    "linf": lambda x: cj.linf_ball(x, 0.05, within=(0.0, 1.0)),
-    "l2": lambda x: cj.l2_ball(x, 0.08, within=(0.0, 1.0)),
-}
-F = networks.random_mlp(3)
-IMAGES = np.random.default_rng(0).uniform(size=(21, 2)).astype(np.float32)
-LABELS = np.array(jnp.argmax(jax.vmap(F)(IMAGES), axis=1))
-LABELS[:3] = (LABELS[:3] + 1) % 3
+from tests.certification.examples import IMAGES, LABELS, REGIONS, F
 
 
 @pytest.mark.parametrize(
@@ -44,19 +26,6 @@ def test_verdicts_are_those_of_single_examples(method):
     assert 0 < result.union.sum() < len(IMAGES)
 
 
-@pytest.fixture
-def tried(monkeypatch):
-    """The methods of all batches, in their order."""
-    tried, bounded = [], dataset._bounded
-
-    def spy(*args, method, **options):
-        tried.append(method)
-        return bounded(*args, method=method, **options)
-
-    monkeypatch.setattr(dataset, "_bounded", spy)
-    return tried
-
-
 def test_several_methods_are_tried_in_their_order(tried):
     regions = {"l2": REGIONS["l2"]}
     first = cj.certify_dataset(F, IMAGES, LABELS, regions, method="crown_ibp", batch_size=1)
@@ -67,151 +36,6 @@ def test_several_methods_are_tried_in_their_order(tried):
     assert 0 < left.sum() < first.correct.sum()
     assert both.method == "crown_ibp,ibp"
     assert np.all(both.margin["l2"] >= first.margin["l2"])
-
-
-def test_optimised_methods_bound_what_is_open_alone(monkeypatch):
-    """Margins of twelve classes: which are given to whom, and that each bound is one of the margin it is taken for."""
-    classes, region = 12, {"l2": Partial(lambda x: cj.l2_ball(x, 0.12, within=(0.0, 1.0)))}
-    f = networks.random_mlp(4, (2, 8, 8, classes))
-    images = np.random.default_rng(1).uniform(size=(24, 2)).astype(np.float32)
-    labels = np.array(jnp.argmax(jax.vmap(f)(images), axis=1))
-    # One bound of each kind and a cheap one; their own order of the margins, `others` ascending.
-    full = {
-        method: np.asarray(
-            jax.jit(jax.vmap(lambda x, y, method=method: METHODS[method](cj.margins(f, y))(region["l2"](x)).lower))(
-                images, labels
-            )
-        )
-        for method in ("ibp", "sdp_crown")
-    }
-    known, asked, bounded = full["ibp"].copy(), [], dataset._bounded
-
-    def spy(f, make_region, x, label, against, *, method, **options):
-        found = bounded(f, make_region, x, label, against, method=method, **options)
-        against, wide = np.asarray(against), method == "ibp"
-        for point, own, rivals, lower in zip(np.asarray(x), np.asarray(label), against, found["lower"], strict=True):
-            (row,) = np.flatnonzero((images == point).all(axis=1))
-            others = np.delete(np.arange(classes), own)
-            columns = np.searchsorted(others, rivals)
-            np.testing.assert_array_equal(others[columns], rivals)
-            # An optimiser goes its own way in each program.
-            np.testing.assert_allclose(lower, full[method][row, columns], rtol=3e-3, atol=1e-3)
-            assert len(set(columns)) == len(columns)
-            # Nothing that is open is left out.
-            assert wide or {*np.flatnonzero(full["ibp"][row] <= 0)} <= {*columns}
-            known[row, columns] = np.fmax(known[row, columns], lower)
-        asked.append((method, against.shape[1]))
-        return found
-
-    monkeypatch.setattr(dataset, "_bounded", spy)
-    result = cj.certify_dataset(f, images, labels, region, method=("ibp", "sdp_crown"), batch_size=4)
-    sizes = [size for method, size in asked if method == "sdp_crown"]
-    assert {size for method, size in asked if method == "ibp"} == {classes - 1}
-    assert sizes == sorted(sizes)
-    assert {*sizes} <= {1, 4, 11}
-    assert len({*sizes} - {classes - 1}) == 2
-    np.testing.assert_allclose(result.margin["l2"], known.min(axis=1), rtol=1e-6)
-    np.testing.assert_array_equal(result.verified["l2"], (np.maximum(*full.values()) > 0).all(axis=1))
-    assert (full["ibp"] > 0).all(axis=1).sum() < result.verified["l2"].sum() < len(images)
-
-
-def test_a_bound_counts_for_its_own_margin_alone():
-    # By method, [examples, margins]. The second one proves what is asked for, and would lower what is not.
-    table = {
-        "cheap": np.array([[1.0, -1.0, 1.0, 0.0, 2.0], [-1.0, -1.0, -1.0, -1.0, -1.0], [3.0, 1.0, 1.0, -2.0, np.nan]]),
-        "tight": np.array(
-            [[-9.0, 2.0, -9.0, 3.0, -9.0], [1.0, 1.0, np.nan, 1.0, 1.0], [-9.0, -9.0, -9.0, 4.0, np.inf]]
-        ),
-    }
-    asked = []
-
-    def prove(method, rows, columns):
-        asked.append((method, rows.tolist(), columns.tolist()))
-        return {"lower": table[method][rows[:, None], columns], "admissible": np.ones(len(rows), bool)}
-
-    hopeful, nothing = np.ones(3, bool), np.full(5, -np.inf)
-    run = cascade.Cascade(["cheap", "tight"], hopeful, nothing, prove, 2, by_margin=["tight"])
-    while run.stage is not None:
-        run.step()
-    np.testing.assert_array_equal(run.lower[0], [1.0, 2.0, 1.0, 3.0, 2.0])
-    np.testing.assert_array_equal(run.lower[1], [1.0, 1.0, -1.0, 1.0, 1.0])
-    # An infinite bound is no proof.
-    np.testing.assert_array_equal(run.lower[2], [3.0, 1.0, 1.0, 4.0, np.inf])
-    np.testing.assert_array_equal(proves(run.lower), [True, False, False])
-    whole = [*range(5)]
-    # Two of one example and of the next one are open, and four are bounded; of the last one all.
-    assert asked == [
-        ("cheap", [0, 1], [whole] * 2),
-        ("cheap", [2], [whole]),
-        ("tight", [0, 2], [[0, 1, 2, 3], [1, 2, 3, 4]]),
-        ("tight", [1], [whole]),
-    ]
-
-
-def test_time_that_is_enough_changes_nothing():
-    slow = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method=("ibp", "crown"), batch_size=4)
-    assert slow.unfinished == {}
-    fast = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, method=("ibp", "crown"), batch_size=4, timeout=3600)
-    for norm in REGIONS:
-        np.testing.assert_array_equal(fast.margin[norm], slow.margin[norm])
-        np.testing.assert_array_equal(fast.verified[norm], slow.verified[norm])
-        assert not fast.unfinished[norm].any()
-
-
-def test_what_there_is_no_time_for_is_given_up(tried, monkeypatch, caplog):
-    options = {"method": ("ibp", "crown"), "batch_size": 7}
-    whole = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, **options)
-    now, bounded = [0.0], dataset._bounded
-
-    def slow(*args, method, **options):
-        now[0] += {"ibp": 1.0, "crown": 10.0}[method]
-        return bounded(*args, method=method, **options)
-
-    monkeypatch.setattr(dataset, "_bounded", slow)
-    monkeypatch.setattr(cascade.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cascade, "compile_seconds", lambda: contextlib.nullcontext(lambda: 0.0))
-    tried.clear()
-    done = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, **options, timeout=16)
-    # Three batches of the cheap method in each norm; then ten seconds are left for one of the other one.
-    assert tried == ["ibp"] * 6 + ["crown"]
-    assert sum(int(where.sum()) for where in done.unfinished.values()) > 0
-    for norm in REGIONS:
-        finished = ~done.unfinished[norm]
-        assert np.all(done.verified[norm] <= whole.verified[norm])
-        assert not np.any(done.verified[norm] & ~finished)
-        np.testing.assert_allclose(done.margin[norm][finished], whole.margin[norm][finished], atol=1e-6)
-    assert re.search(r"The time is over \(16 s\): not every method was tried on \d+ examples in", caplog.text)
-    # The clock is looked at between batches: one batch of one norm is tried, however little time there is.
-    tried.clear()
-    nothing = cj.certify_dataset(F, IMAGES, LABELS, REGIONS, **options, timeout=0.5)
-    assert tried == ["ibp"]
-    assert nothing.unfinished["l2"].all()
-    assert np.all(nothing.margin["l2"] == -np.inf)
-
-
-def test_the_norm_that_proves_most_in_a_second_is_next(monkeypatch):
-    proved, order, clock = {"linf": 1, "l2": 3}, [], itertools.count()
-
-    def prove(norm, stage, rows, columns):
-        order.append(norm)
-        lower = np.where(np.arange(len(rows))[:, None] < proved[norm], 1.0, -1.0)
-        return {"lower": lower, "admissible": np.ones(len(rows), bool)}
-
-    def fresh(norm):
-        return cascade.Cascade(["a"], np.ones(12, bool), np.full(1, -np.inf), functools.partial(prove, norm), 4)
-
-    monkeypatch.setattr(cascade.time, "monotonic", lambda: float(next(clock)))
-    decided = []
-    cascade.run({norm: fresh(norm) for norm in proved}, lambda doing, count: decided.append((count, doing)), 1e6)
-    assert order == ["linf", "l2", "l2", "l2", "linf", "linf"]
-    assert decided[:4] == [(0, "compiling linf a"), (4, "linf a"), (0, "compiling l2 a"), (4, "l2 a")]
-    assert [count for count, _ in decided[4:]] == [4] * 4
-
-
-@pytest.mark.parametrize("timeout", [0, -1.0, float("nan")])
-def test_no_time_is_refused(timeout):
-    with pytest.raises(ValueError, match=r"timeout is .*; expected seconds above 0"):
-        cj.certify_dataset(F, IMAGES, LABELS, REGIONS, timeout=timeout)
 
 
 def test_batches_and_devices_make_no_difference():
@@ -260,7 +84,7 @@ def test_an_attack_gives_its_points():
 def test_what_an_attack_broke_is_only_tried_cheaply(tried):
     # As `Partial`s they are compiled once.
     f, regions = Partial(F), {"l2": Partial(lambda x: cj.l2_ball(x, 0.3, within=(0.0, 1.0)))}
-    options = {"method": "best", "batch_size": 1}
+    options = {"method": ("ibp", "crown_ibp", "crown"), "batch_size": 1}
     without = cj.certify_dataset(f, IMAGES, LABELS, regions, **options)
     all_tried = list(tried)
     tried.clear()
@@ -299,8 +123,8 @@ def test_examples_may_have_radii_of_their_own():
     options = {"batch_size": 8}
     result = cj.certify_dataset(F, IMAGES, LABELS, WITH_RADII, radii={"l2": RADII}, **options)
     l2 = {"l2": WITH_RADII["l2"]}
-    best = cj.certify_dataset(F, IMAGES, LABELS, l2, radii={"l2": RADII}, method="best", **options)
-    assert np.all(best.union >= result.verified["l2"])
+    more = cj.certify_dataset(F, IMAGES, LABELS, l2, radii={"l2": RADII}, method=("crown", "lipschitz"), **options)
+    assert np.all(more.union >= result.verified["l2"])
     one = jax.jit(lambda x, y, eps: cj.certify(F, x, y, WITH_RADII["l2"](x, eps)).verified)
     single = [one(x, y, eps) for x, y, eps in zip(IMAGES, LABELS, RADII, strict=True)]
     np.testing.assert_array_equal(result.verified["l2"], single)
@@ -357,95 +181,6 @@ def test_no_attack_breaks_a_certificate():
         assert np.all(attacked.survived[norm] >= proved.verified[norm])
     assert not attacked.survived["linf"][:3].any()
     assert np.all(attacked.union >= proved.union)
-
-
-def test_a_certificate_of_a_network_compiles_once_for_all_batches():
-    traces = []
-
-    def counted(x):
-        traces.append(1)
-        return F(x)
-
-    cj.certify_dataset(counted, IMAGES, LABELS, {"linf": REGIONS["linf"]}, batch_size=4)
-    few = len(traces)
-    traces.clear()
-    cj.certify_dataset(counted, np.tile(IMAGES, (4, 1)), np.tile(LABELS, 4), {"linf": REGIONS["linf"]}, batch_size=4)
-    assert len(traces) <= few
-
-
-@pytest.mark.parametrize(
-    ("method", "norm"), [("crown", "linf"), ("sdp_crown", "l2"), pytest.param("best", "linf", marks=pytest.mark.slow)]
-)
-def test_partials_are_compiled_once_for_all_their_arrays(method, norm):
-    traces = []
-
-    def counted(params, x):
-        traces.append(1)
-        return networks.mlp(params, x)
-
-    def ball(eps, x):
-        return cj.lp_ball(x, eps, norm_exponent(norm))
-
-    def certify(seed, eps):
-        f, make_region = Partial(counted, networks.mlp_params(seed)), Partial(ball, jnp.float32(eps))
-        regions = {norm: make_region}
-        return cj.certify_dataset(f, IMAGES, LABELS, regions, method=method, batch_size=32).margin[norm]
-
-    first = certify(3, 0.05)
-    traces.clear()
-    second, larger = certify(4, 0.05), certify(3, 0.1)
-    assert len(traces) <= 2  # of the number of classes, which compiles nothing
-    # What `best` has decided it does not look at again with a tighter method.
-    assert method == "best" or np.all(larger < first)
-    assert np.any(second != first)
-
-
-def test_functions_that_hold_equal_arrays_are_compiled_once_and_others_are_not_mistaken_for_them():
-    traces = []
-
-    @dataclasses.dataclass(frozen=True)
-    class Shifted:
-        by: np.ndarray
-
-        def __call__(self, params, x):
-            traces.append(1)
-            return networks.mlp(params, x - self.by)
-
-    params, by = networks.mlp_params(3), np.full(IMAGES.shape[1:], 0.1, np.float32)
-
-    regions = make_regions({"linf": 0.05})
-
-    def certify(by):
-        traces.clear()
-        f = Partial(Shifted(by), params)
-        return cj.certify_dataset(f, IMAGES, LABELS, regions, batch_size=32).margin["linf"]
-
-    first = certify(by)
-    np.testing.assert_array_equal(certify(by.copy()), first)
-    assert len(traces) <= 1  # of the number of classes, which compiles nothing
-    by[:] = 0.2
-    changed = certify(by)
-    expected = cj.certify_dataset(lambda x: networks.mlp(params, x - by), IMAGES, LABELS, regions, batch_size=32)
-    np.testing.assert_allclose(changed, expected.margin["linf"], rtol=1e-5, atol=1e-6)
-    assert np.any(changed != first)
-
-
-def test_what_a_plain_callable_holds_may_change_between_calls():
-    class Held:
-        flipped, eps = False, 0.01
-
-    def f(x):
-        return F(x)[::-1] if Held.flipped else F(x)
-
-    regions = {"linf": lambda x: cj.linf_ball(x, Held.eps, within=(0.0, 1.0))}
-    before = cj.certify_dataset(f, IMAGES, LABELS, regions)
-    Held.eps = 0.1
-    larger = cj.certify_dataset(f, IMAGES, LABELS, regions)
-    assert np.all(larger.margin["linf"] < before.margin["linf"])
-    Held.flipped, Held.eps = True, 0.01
-    flipped = cj.certify_dataset(f, IMAGES, 2 - LABELS, regions)
-    np.testing.assert_allclose(flipped.margin["linf"], before.margin["linf"], atol=1e-6)
-    np.testing.assert_array_equal(flipped.correct, before.correct)
 
 
 def test_bad_examples_are_refused():
