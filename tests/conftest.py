@@ -1,6 +1,5 @@
 """What every test runs under: eight CPU devices, and no promotion of dtypes or ranks behind our back."""
 
-import gc
 import math
 import os
 import resource
@@ -58,14 +57,6 @@ def _register_unchecked_dataclass(nodetype: type, *args, **kwargs) -> type:
 
 
 jax.tree_util.register_dataclass = _register_unchecked_dataclass
-
-
-# Tracing makes many objects and few cycles: to look for those as often as Python does costs a twentieth of the time.
-gc.set_threshold(100_000, 50, 100)
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
