@@ -48,7 +48,9 @@ _PERTURBATIONS = flags.DEFINE_string(
     "perturbations", str(_BEYOND), "A dictionary, as config.perturbations has it.", flag_values=_OWN
 )
 _IMAGES = flags.DEFINE_integer("images", 100, "The first so many test images.", flag_values=_OWN)
-_METHOD = flags.DEFINE_enum("method", "crown_ibp", ["ibp", "crown_ibp", "crown"], "How cells are bounded.", flag_values=_OWN)
+_METHOD = flags.DEFINE_enum(
+    "method", "crown_ibp", ["ibp", "crown_ibp", "crown"], "How cells are bounded.", flag_values=_OWN
+)
 _MAX_CELLS = flags.DEFINE_integer("max_cells", 300, "Of an image; then it is given up.", flag_values=_OWN)
 _SMOOTHING = flags.DEFINE_string(
     "smoothing", "", "A dictionary from noises to their scales: smoothing, in place of perturbations.", flag_values=_OWN
