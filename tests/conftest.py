@@ -34,7 +34,7 @@ _QUICK_TO_COMPILE = {
 with pytest.MonkeyPatch.context() as patch:
     known = [flag for flag, versions in _QUICK_TO_COMPILE.items() if jaxlib.__version__.startswith(versions)]
     patch.setenv("XLA_FLAGS", " ".join([os.environ.get("XLA_FLAGS", ""), *known]))
-    jax.devices()  # Reads the flags. The launchers' tests start processes of their own, which run as users' do.
+    jax.devices()  # Reads the flags. The launchers' tests start processes of their own, with the flags of users.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -139,8 +139,8 @@ def propagate_balls(
     if intermediate is not None:
         _check_layers(graph, intermediate)
     given = iter(intermediate or ())
-    around, steps = (_around_in_training, _steps_in_training(region)) if in_training else (Interval.around, None)
-    cut = _cut_in_training if in_training else _cut
+    around, cut = (_around_in_training, _cut_in_training) if in_training else (Interval.around, _cut)
+    steps = _steps_in_training(region) if in_training else None
     center, radius = enclosing_ball(region)
     values = _values(graph, center)
     balls = {graph.input.index: Ball(center, radius)}
@@ -148,15 +148,15 @@ def propagate_balls(
     def tightened(target: Node, box: Interval) -> Interval:
         middle, extent, radius = values[target.index], target.zeros(), jnp.zeros((), target.dtype)
         for source in sources(graph, target):
-            ball = balls[source.index]
-            extent = extent + row_norms(graph, source, target) * ball.radius
-            radius = radius + norms[source.index, target.index] * ball.radius
+            before = balls[source.index].radius
+            extent = extent + row_norms(graph, source, target) * before
+            radius = radius + norms[source.index, target.index] * before
         box = box.intersect(around(middle, extent))
         if intermediate is not None:
             box = box.intersect(next(given))
-        # A nonlinearity moves no coordinate further than its constant times the way before it: what the box cuts here,
-        # the next one cuts too, but for rounding.
-        balls[target.index] = Ball(middle, radius) if in_training else _cut(Ball(middle, radius), box)
+        ball = Ball(middle, radius)
+        # A loss leaves the cut to the ball behind the nonlinearity: its box has no corner that is further away.
+        balls[target.index] = ball if in_training else cut(ball, box)
         return box
 
     def refine(equation: Equation, operands: Sequence[Interval]) -> Sequence[Interval]:
@@ -213,9 +213,10 @@ def _around_in_training(center: jax.Array, radius: jax.Array) -> Interval:
 
 
 def _steps_in_training(region: Region) -> Steps:
-    """Those of losses. The image of an l_2 ball is left to the rows of its block, which say the same of it."""
-    round_ = isinstance(region, LpBall) and region.p == 2
-    return IN_TRAINING._replace(ball=lambda graph, region: None) if round_ else IN_TRAINING
+    """Those of losses: of an l_2 ball with one radius, rows of the first block say what its image does."""
+    if isinstance(region, LpBall) and region.p == 2:
+        return IN_TRAINING._replace(ball=lambda graph, region: None)
+    return IN_TRAINING
 
 
 def _check_layers(graph: Graph, intermediate: Sequence[Interval]) -> None:

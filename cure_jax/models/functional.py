@@ -85,12 +85,13 @@ def functional(model: Any) -> Functional:
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         init, apply = model
         return PlainNetwork(init, apply)
-    if isinstance(model, Functional) and not isinstance(model, type):
-        return model
+    # Before the protocol, which asks for attributes by name: flax deprecates the `module` of its own ToNNX.
     if _is_nnx(model):
         from cure_jax.models.nnx_network import nnx_network
 
         return nnx_network(model)
+    if isinstance(model, Functional) and not isinstance(model, type):
+        return model
     raise TypeError(
         f"The network is {_described(model)}; expected a flax.linen module, a flax.nnx module or a pair of functions "
         f"(init, apply). {_advice(model)}"

@@ -318,6 +318,17 @@ def test_what_is_compiled_for_an_nnx_module_is_never_found_for_another_one() -> 
         np.testing.assert_allclose(logits(classifier(module), _IMAGES[0]), module(_IMAGES[:1])[0], rtol=1e-5, atol=1e-6)
 
 
+def test_an_nnx_module_is_not_asked_for_the_attributes_of_a_protocol(monkeypatch) -> None:
+    """flax deprecates some of them, and which are asked for depends on the hashes of their names."""
+
+    class Asked(type):
+        def __instancecheck__(cls, instance) -> bool:
+            return pytest.fail(f"asked what {type(instance).__name__} has")
+
+    monkeypatch.setattr("cure_jax.models.functional.Functional", Asked("Functional", (), {}))
+    functional(nnx.bridge.ToNNX(tiny.TinyMLP(), rngs=nnx.Rngs(0)))
+
+
 @pytest.mark.parametrize("model", [models.create("cnn5", 3, width=2, dense=4), tiny.TinyMLP()], ids=["cnn5", "mlp"])
 def test_a_linen_network_is_an_nnx_module(model: nn.Module) -> None:
     variables = tiny.variables(model, seed=5)
