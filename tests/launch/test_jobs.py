@@ -156,7 +156,11 @@ def test_mistakes_are_named(script: str, arguments: tuple[str, ...], message: st
         (("--config=digits:max", "--config.l1=0", "--workdir=a"), "is called 'l1_penalty' now"),
     ],
 )
-def test_a_training_is_checked_before_it_is_sent(arguments: tuple[str, ...], message: str) -> None:
+def test_a_training_is_checked_before_it_is_sent(
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A checkout in /tmp would be one of each host.
+    monkeypatch.chdir("/")
     with pytest.raises(SystemExit, match=message):
         commands.training(arguments, only_buckets=False)
     right = ("--config=digits:max", "--workdir=runs/a", "--num_processes=1")
