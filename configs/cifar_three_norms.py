@@ -11,16 +11,16 @@ Source of the setting: Croce & Hein, "Provable Robustness against all Adversaria
 2020, Table 1.
 """
 
-from cure_jax.configs import cifar_cpu
-from cure_jax.configs.methods import Losses, box_ball, lipschitz, small_box, with_method
+from cure_jax.configs import cifar_cpu, cifar_cpu_deep
+from cure_jax.configs.methods import Losses, box_ball, small_box, with_method
 from cure_jax.training.config import Config
 
-_LOSSES = Losses(linf=small_box(0.1), l2=box_ball(1.0), l2_alone=lipschitz(1.0))
+_LOSSES = Losses(linf=small_box(0.1), l2=box_ball(1.0), l2_alone=box_ball(1.0))
 
 
 def get_config(method: str = "scratch") -> Config:
     """The config of one method, see `cure_jax.configs.methods`."""
-    config = cifar_cpu.base()
+    config = cifar_cpu_deep.base()
     config.setting = "cifar_three_norms"
     config.radii = {"linf": 2 / 255, "l2": 0.1, "l1": 2.0}
     config.reported = {}
