@@ -1,7 +1,8 @@
 """CIFAR-10 on two CPU cores at large radii: l_inf 8/255 and l_2 0.5; l_1 1.0 is reported beside them.
 
     python launch/train.py --config=cifar_cpu_large:max --workdir=runs/cifar_cpu_large/max
-    python launch/certify.py --workdir=runs/cifar_cpu_large/max --method=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
+    methods=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
+    python launch/certify.py --workdir=runs/cifar_cpu_large/max --method=$methods
 
 Not run yet. TFDS_DATA_DIR or --config.data_dir says where the data is.
 """

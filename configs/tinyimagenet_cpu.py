@@ -2,7 +2,8 @@
 
     python launch/prepare_tiny_imagenet.py --source=tiny-imagenet-200.zip --data_dir=DIR
     python launch/train.py --config=tinyimagenet_cpu:max --config.data_dir=DIR --workdir=runs/tinyimagenet_cpu/max
-    python launch/certify.py --workdir=runs/tinyimagenet_cpu/max --method=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
+    methods=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
+    python launch/certify.py --workdir=runs/tinyimagenet_cpu/max --method=$methods
 
 l_1 72/255 is reported beside them. The optimiser and the schedule are those of cifar_cpu_deep; nothing was tuned here.
 """

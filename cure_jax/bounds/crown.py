@@ -163,13 +163,26 @@ class Relaxed(NamedTuple):
     intercepts: dict[int, outward.Intercepts | None] | None = None
 
 
+class Within(NamedTuple):
+    """Bounds of a network that are known before.
+
+    Attributes:
+      intervals: of every operand of a nonlinear equation, in order of execution. Operands that no nonlinear equation
+        comes before keep them.
+      wanted: of the same, `[*operand]`, which entries are bounded by back-substitution if they are undecided.
+    """
+
+    intervals: Sequence[Interval]
+    wanted: Sequence[jax.Array]
+
+
 def relaxed(
     graph: graphs.Graph,
     region: Region,
     intermediate: Intermediate,
     arithmetic: str = "float32",
     kept: Kept | None = None,
-    within: Sequence[Interval] | None = None,
+    within: Within | None = None,
 ) -> Relaxed:
     """Bounds and relaxes all nonlinear equations of a graph, in one forward pass.
 
@@ -179,9 +192,8 @@ def relaxed(
       intermediate: as for `crown`.
       arithmetic: as for `crown`.
       kept: what relaxes some layers in its own way, if anything does.
-      within: of every operand, in order of execution: only inputs whose operands lie in these intervals count. Where
-        `operands` have an upper end below the lower one there are none, up to rounding. Operands that no nonlinear
-        equation comes before keep these intervals.
+      within: bounds that are known, and what of them is to become tighter. Only inputs count whose operands lie there;
+        where `operands` have an upper end below the lower one there are none, up to rounding.
 
     Raises:
       ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.
@@ -193,12 +205,13 @@ def relaxed(
         rule = rules.lookup(equation)
         assert isinstance(rule, rules.Nonlinear)
         if within is not None:
-            given = _given(within, len(found), equation)
+            given = _given(within.intervals, len(found), equation)
             operands = [interval.intersect(other) for interval, other in zip(operands, given, strict=True)]
         if intermediate == "crown" and (within is None or inside.relaxations):
             refined = None if kept is None else kept.refine(equation, operands)
             if refined is None:
-                refined = _refined(graph, region if kept is None else kept.ball, inside, equation, operands)
+                asked = None if within is None else within.wanted[len(found) : len(found) + len(operands)]
+                refined = _refined(graph, region if kept is None else kept.ball, inside, equation, operands, asked)
             operands = refined
         elif not isinstance(intermediate, str):
             operands = _given(intermediate, len(found), equation)
@@ -228,6 +241,7 @@ def _refined(
     inside: Relaxed,
     equation: graphs.Equation,
     operands: Sequence[Interval],
+    wanted: Sequence[jax.Array] | None,
 ) -> list[Interval]:
     """Tighter intervals, by back-substitution through what is relaxed so far, where they make a tighter relaxation.
 
@@ -243,15 +257,22 @@ def _refined(
             for node, interval in zip(equation.bounded, operands, strict=True)
         ]
     nearer = [interval.lower + interval.upper < 0 for interval in operands]
-    for sides in (nearer, [~above for above in nearer]):
+
+    def once(number: jax.Array, operands: list[Interval]) -> list[Interval]:
         selected = rule.undecided(equation, operands)
-        operands = [
+        if wanted is not None:
+            selected = [some & entries for some, entries in zip(selected, wanted, strict=True)]
+        return [
             interval.intersect(
-                linear.bound_sides(graph, node, region, relaxations, intervals, above, wanted, intercepts)
+                linear.bound_sides(
+                    graph, node, region, relaxations, intervals, below ^ (number > 0), entries, intercepts
+                )
             )
-            for node, interval, above, wanted in zip(equation.bounded, operands, sides, selected, strict=True)
+            for node, interval, below, entries in zip(equation.bounded, operands, nearer, selected, strict=True)
         ]
-    return list(operands)
+
+    # A loop, not two copies of what takes most of the time to compile.
+    return jax.lax.fori_loop(0, 2, once, list(operands))
 
 
 def _given(intermediate: Sequence[Interval], first: int, equation: graphs.Equation) -> Sequence[Interval]:

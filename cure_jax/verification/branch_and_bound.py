@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from cure_jax.regions import Region
+from cure_jax.regions import Interval, Region
 from cure_jax.verification.branching import Rates
 from cure_jax.verification.domains import Domain, Waiting, halves, unstacked
 from cure_jax.verification.leaf import solve_leaf
@@ -19,7 +19,16 @@ from cure_jax.verification.problem import Limits, Problem, Progress, Specificati
 from cure_jax.verification.roots import is_box, tightened
 from cure_jax.verification.saved import Saved
 from cure_jax.verification.split_bound import Root
-from cure_jax.verification.steps import Step, batch_of, bound_batch, first_multipliers, gains_of_splits
+from cure_jax.verification.steps import (
+    Inside,
+    Step,
+    batch_of,
+    bound_batch,
+    first_multipliers,
+    gains_of_halves,
+    narrowed_batch,
+    whole_batch,
+)
 from cure_jax.verification.verdict import Status
 from cure_jax.verification.witness import Witness, confirmed
 
@@ -77,15 +86,23 @@ class _Search:
         """What compiled steps take beside domains."""
         return self.problem.f, self.problem.region, self.root, self.problem.rounded
 
-    def step(self, domains: Sequence[Domain]) -> Step:
-        """One compiled step, on domains that are filled up to the size of a batch."""
-        batch = batch_of(_filled(domains, self.settings.batch_size))
+    def step(self, domains: Sequence[Domain]) -> tuple[Inside, Step]:
+        """Compiled steps on domains that are filled up to the size of a batch."""
+        filled = _filled(domains, self.settings.batch_size)
+        # Nothing is compiled for what is not split yet.
+        split = any(np.any(domain.sides) for domain in domains)
+        batch = batch_of(filled)
+        inside = self.narrowed(batch.boxes, batch.sides) if split else whole_batch(self.root, len(filled))
         options = {"steps": self.settings.steps, "tried": self.settings.candidates}
-        result = jax.device_get(bound_batch(*self._question, batch, **options))
+        result = bound_batch(*self._question, batch, inside, **options)
         self.bounded += len(domains)
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(domains)], result)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: len(domains)], jax.device_get((inside, result)))
 
-    def take(self, domains: Sequence[Domain], step: Step) -> Witness | None:
+    def narrowed(self, boxes: Interval, sides: np.ndarray) -> Inside:
+        """Bounds of the layers on parts of the region."""
+        return narrowed_batch(self.problem.f, self.problem.region, self.root, boxes, sides)
+
+    def take(self, domains: Sequence[Domain], inside: Inside, step: Step) -> Witness | None:
         """Enters what a step found; a counterexample ends the search."""
         witness = confirmed(self.problem, step.point[step.value <= 0][:4])
         if witness is not None:
@@ -93,13 +110,13 @@ class _Search:
         for i, domain in enumerate(domains):
             # A part is bounded by what bounds the whole. What is not a finite number is no bound.
             bound = max(domain.bound, float(step.bound[i])) if np.isfinite(step.bound[i]) else domain.bound
-            if step.empty[i]:
+            if inside.empty[i]:
                 continue
             if 0 < bound < math.inf:
                 self.margin = min(self.margin, bound)
             elif np.any(step.candidates.slack[i] >= 0):
                 # Copies: a view would keep the whole batch.
-                parts = (step.boxes, step.multipliers, step.candidates)
+                parts = (inside.boxes, step.multipliers, step.candidates)
                 boxes, multipliers, best = jax.tree.map(lambda leaf, i=i: np.array(leaf[i]), parts)
                 self.waiting.push(
                     Domain(domain.specification, domain.sides, boxes, bound, best.neurons, best.slack, multipliers)
@@ -118,12 +135,25 @@ class _Search:
         neurons = np.stack([parent.neurons for parent in parents])
         gains = self.rates.gains(slack)
         if self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0:
-            batch = batch_of(_filled(parents, self.settings.batch_size // 2))
-            found = gains_of_splits(*self._question, batch)
-            gains = np.where(slack >= 0, np.asarray(found)[: len(parents)], -1)
+            gains = np.where(slack >= 0, 0, -1.0)
+            places = np.argwhere(slack >= 0)
+            gains[tuple(places.T)] = self._tried([(parents[i], int(neurons[i, layer])) for i, layer in places])
             self.rates.learn(gains, slack)
         self.chosen += 1
         return [int(row[layer]) for row, layer in zip(neurons, np.argmax(gains, axis=1), strict=True)]
+
+    def _tried(self, splits: Sequence[tuple[Domain, int]]) -> np.ndarray:
+        """What splits of domains at neurons gain."""
+        found, size = [], self.settings.batch_size
+        for start in range(0, len(splits), size // 2):
+            some = splits[start : start + size // 2]
+            parts = _filled([half for domain, neuron in some for half in halves(domain, neuron)], 2 * (size // 2))
+            before = np.zeros(size // 2, self.root.joined_boxes().dtype)
+            before[: len(some)] = [domain.bound for domain, _ in some]
+            batch = batch_of(parts)
+            gains = gains_of_halves(*self._question, batch, self.narrowed(batch.boxes, batch.sides), before)
+            found.append(np.asarray(gains)[: len(some)])
+        return np.concatenate(found)
 
     def _finish(self, domain: Domain, bound: float, known: np.ndarray) -> Witness | None:
         """Decides a domain in which every neuron is split, or known to be on one side."""
@@ -139,6 +169,18 @@ class _Search:
         if witness is None:
             self.undecided.append(bound)
         return witness
+
+    def sharpen(self) -> None:
+        """Bounds the layers of the whole region anew where balls made boxes smaller than CROWN knew them."""
+        if not self.root.balls:
+            return
+        # Of what is to be bounded nothing is known.
+        known, size = self.root.joined_boxes(), self.settings.batch_size
+        boxes = jax.tree.map(lambda end: np.stack([end] * size), known)
+        boxes.lower[0], boxes.upper[0] = -np.inf, np.inf
+        inside = self.narrowed(boxes, np.zeros((size, known.lower.size), np.int8))
+        first = jax.tree.map(lambda leaf: leaf[0], inside)
+        self.root = self.root.on(first.boxes)._replace(others=first.others)
 
     def tighten(self) -> None:
         """Bounds the layers of the whole region anew, once; boxes of domains are cut with them."""
@@ -171,8 +213,9 @@ class _Search:
 
 
 def _filled(domains: Sequence[Domain], size: int) -> list[Domain]:
-    """As many as are bounded at once, the last one several times."""
-    return [domains[min(i, len(domains) - 1)] for i in range(size)]
+    """As many as are bounded at once. Those that are added have nothing to be bounded anew."""
+    more = domains[-1]._replace(sides=np.zeros_like(domains[-1].sides))
+    return [*domains, *[more] * (size - len(domains))]
 
 
 def search(  # noqa: PLR0913  (a problem, what is known of it, and how to go on)
@@ -219,7 +262,7 @@ def _bound_whole(state: _Search, limits: Limits, domains: Sequence[Domain]) -> W
     for _ in range(state.settings.root_rounds):
         for start in range(0, len(domains), state.settings.batch_size):
             part = domains[start : start + state.settings.batch_size]
-            witness = state.take(part, state.step(part))
+            witness = state.take(part, *state.step(part))
             if witness is not None:
                 return witness
         domains = state.waiting.pop(len(state.waiting))
@@ -240,6 +283,8 @@ def _whole(problem: Problem, root: Root, numbers: Sequence[int]) -> list[Domain]
 
 
 def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> Outcome:
+    if len(state.waiting):
+        state.sharpen()
     while len(state.waiting):
         limit = limits.exceeded(state.bounded, state.waiting.memory)
         if limit:
@@ -251,7 +296,7 @@ def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> 
             for parent, neuron in zip(parents, state.choose(parents), strict=True)
             for half in halves(parent, neuron)
         ]
-        witness = state.take(children, state.step(children))
+        witness = state.take(children, *state.step(children))
         if witness is not None:
             return state.ended(Status.FALSIFIED, "branch and bound found a counterexample", witness)
         if saved:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from cure_jax import graph as graphs
 from cure_jax import rules
 from cure_jax.bounds.alpha_crown import Ascent, has_free_slopes, optimized_layers
 from cure_jax.bounds.box_ball import Ball, propagate_balls
-from cure_jax.bounds.crown import relaxed
+from cure_jax.bounds.crown import Within, relaxed
 from cure_jax.bounds.folding.vertices import vertices_of
 from cure_jax.bounds.norms.spectral import norms_by_block
 from cure_jax.bounds.sdp_crown import with_room
@@ -100,13 +101,16 @@ def tightened(f: Partial, region: Region, root: Root, specifications: Specificat
     return Root(boxes, root.balls, others)
 
 
-def narrowed(graph: Graph, region: Region, root: Root, sides: jax.Array) -> tuple[Root, jax.Array]:
+def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: jax.Array) -> tuple[Root, jax.Array]:
     """Bounds of all layers on a part of the region: CROWN's, with the layers before cut at their kinks.
+
+    Only neurons are bounded anew that depend on one which is cut: most often the one that was split last.
 
     Args:
       graph: the network.
       region: the set of inputs.
-      root: bounds on all of it, or on a part that holds this one.
+      root: bounds on all of it.
+      boxes: `[neurons]`, of the operands of the layers that can be split, on a part that holds this one.
       sides: `[neurons]`, the part: 1 right of the kink, -1 left of it, 0 not split.
 
     Returns:
@@ -116,18 +120,51 @@ def narrowed(graph: Graph, region: Region, root: Root, sides: jax.Array) -> tupl
       They hold for every input of the region whose neurons are on these sides, in real arithmetic. Ends that contradict
       each other count as such only where they do so by more than a rounding.
     """
-    network = Network(graph, region, root)
-    cut = iter([network.cut(index, sides).box for index in network.layers])
-    rest, splits = iter(root.others), {equation.output.index for equation in branching(graph)}
-    within = []
+    network = Network(graph, region, root.on(boxes))
+    cut = {index: network.cut(index, sides).box for index in network.layers}
+    rest, within = iter(root.others), []
     for equation in _nonlinear(graph):
-        within.extend([next(cut)] if equation.output.index in splits else [next(rest) for _ in equation.bounded])
+        index = equation.output.index
+        within.extend([cut[index]] if index in cut else [next(rest) for _ in equation.bounded])
     if not within:
-        return root, jnp.zeros((), bool)
-    found = _sorted(graph, list(relaxed(graph, region, "crown", within=within).operands), {})
+        return network.root, jnp.zeros((), bool)
+    smaller = {
+        index: ((box.lower.ravel() > boxes.lower[part]) | (box.upper.ravel() < boxes.upper[part])).reshape(box.shape)
+        for (index, box), part in zip(cut.items(), network.slices.values(), strict=True)
+    }
+    known = Within(within, _reached(graph, smaller))
+    found = _sorted(graph, list(relaxed(graph, region, "crown", within=known).operands), {})
     gaps = [jnp.any(box.lower - box.upper > _ROUNDING * jnp.maximum(1, jnp.abs(box.lower))) for box in found.boxes]
     boxes, others = (tuple(box.ordered().without_overflow() for box in part) for part in (found.boxes, found.others))
     return Root(boxes, root.balls, others), functools.reduce(jnp.logical_or, gaps, jnp.zeros((), bool))
+
+
+def _reached(graph: Graph, cut: Mapping[int, jax.Array]) -> list[jax.Array]:
+    """Which entries of the operands of nonlinear equations depend on entries that were cut.
+
+    Args:
+      graph: the network.
+      cut: by the index of the output node of an equation, which entries of its operand were.
+
+    Returns:
+      For every operand, in order of execution, `[*operand]`.
+    """
+    reached, found = {graph.input.index: jnp.zeros(graph.input.shape, bool)}, []
+    for equation in graph.equations:
+        rule, operands = rules.lookup(equation), [reached[node.index] for node in equation.bounded]
+        if isinstance(rule, rules.Affine):
+            radii = [entries.astype(equation.output.dtype) for entries in operands]
+            reached[equation.output.index] = rule.magnitude(equation, 1.0, *radii) > 0
+            continue
+        found.extend(operands)
+        output = equation.output
+        # What can be split is elementwise; of anything else an entry may depend on all.
+        reached[output.index] = (
+            operands[0] | cut[output.index]
+            if output.index in cut
+            else jnp.broadcast_to(functools.reduce(jnp.logical_or, map(jnp.any, operands)), output.shape)
+        )
+    return found
 
 
 def _nonlinear(graph: Graph) -> list[graphs.Equation]:

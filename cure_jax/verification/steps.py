@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from cure_jax.graph import Graph
 from cure_jax.regions import Interval, Region
 from cure_jax.verification.branching import Candidates, candidates, worth
 from cure_jax.verification.domains import Domain
@@ -16,7 +17,18 @@ from cure_jax.verification.problem import Specification, worst_values
 from cure_jax.verification.roots import narrowed, traced
 from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, least, maximise
 
-__all__ = ["Batch", "Step", "batch_of", "bound_batch", "first_multipliers", "gains_of_splits", "known_sides"]
+__all__ = [
+    "Batch",
+    "Inside",
+    "Step",
+    "batch_of",
+    "bound_batch",
+    "first_multipliers",
+    "gains_of_halves",
+    "known_sides",
+    "narrowed_batch",
+    "whole_batch",
+]
 
 
 class Batch(NamedTuple):
@@ -27,14 +39,26 @@ class Batch(NamedTuple):
       sides: `[batch, neurons]`.
       boxes: `[batch, neurons]`.
       multipliers: `[batch, ...]`, to start from.
-      neurons: `[batch, layers]`, candidates for a split.
     """
 
     specification: Any
     sides: Any
     boxes: Interval
     multipliers: Multipliers
-    neurons: Any
+
+
+class Inside(NamedTuple):
+    """Bounds of layers on each domain of a batch.
+
+    Attributes:
+      boxes: `[batch, neurons]`, of the operands of the layers that can be split.
+      others: `[batch, ...]`, of the operands of all other nonlinear equations.
+      empty: `[batch]`, whether the boxes say that there are no inputs. What is on a kink belongs to both of its sides.
+    """
+
+    boxes: Interval
+    others: tuple[Interval, ...]
+    empty: Any
 
 
 class Step(NamedTuple):
@@ -46,9 +70,7 @@ class Step(NamedTuple):
       point: `[batch, *x]`, where the linear bound is attained.
       value: `[batch]`, the least greatest row of any specification at that point.
       candidates: `[batch, layers]`, neurons to be split.
-      boxes: `[batch, neurons]`, of the operands of the layers that can be split.
       known: `[batch, neurons]`, on which side of its kink a neuron is that cannot be split.
-      empty: `[batch]`, whether the boxes say that there are no inputs. What is on a kink belongs to both of its sides.
     """
 
     bound: Any
@@ -56,16 +78,41 @@ class Step(NamedTuple):
     point: Any
     value: Any
     candidates: Candidates
-    boxes: Any
     known: Any
-    empty: Any
 
 
 def batch_of(domains: Sequence[Domain]) -> Batch:
     """Domains that wait, as arrays."""
     which = np.asarray([domain.specification for domain in domains], np.int32)
-    parts = [(domain.sides, domain.boxes, domain.multipliers, domain.neurons) for domain in domains]
+    parts = [(domain.sides, domain.boxes, domain.multipliers) for domain in domains]
     return Batch(which, *jax.tree.map(lambda *leaves: np.stack(leaves), *parts))
+
+
+@jax.jit
+def narrowed_batch(f: Partial, region: Region, root: Root, boxes: Interval, sides: jax.Array) -> Inside:
+    """Bounds the layers of a batch of domains anew, see `narrowed`.
+
+    Args:
+      f: the network; its parameters are arguments of what is compiled.
+      region: the set of inputs.
+      root: bounds on it.
+      boxes: `[batch, neurons]`, of parts that hold the domains.
+      sides: `[batch, neurons]`.
+    """
+    graph = traced(f, region)
+
+    def one(part: tuple[Interval, jax.Array]) -> Inside:
+        own, empty = narrowed(graph, region, root, *part)
+        return Inside(own.joined_boxes(), own.others, empty)
+
+    # One after the other: each takes as long as what was cut makes it.
+    return jax.lax.map(one, (boxes, sides))
+
+
+def whole_batch(root: Root, size: int) -> Inside:
+    """The same of domains that are all of the region."""
+    boxes, others = jax.tree.map(lambda leaf: np.stack([leaf] * size), (root.joined_boxes(), root.others))
+    return Inside(boxes, others, np.zeros(size, bool))
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "tried"))
@@ -75,6 +122,7 @@ def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else 
     root: Root,
     specifications: Specification,
     domains: Batch,
+    inside: Inside,
     *,
     steps: int,
     tried: int,
@@ -87,54 +135,51 @@ def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else 
       root: bounds on it.
       specifications: all of them.
       domains: parts of the region.
+      inside: bounds of their layers.
       steps: of Adam.
       tried: neurons of each layer, of which the best becomes a candidate.
     """
     graph = traced(f, region)
 
-    def one(domain: Batch) -> Step:
+    def one(domain: Batch, inside: Inside) -> Step:
         specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        own, empty = narrowed(graph, region, root.on(domain.boxes), domain.sides)
-        network = Network(graph, region, own)
+        network = _on(graph, region, root, inside)
         found = maximise(network, specification, domain.sides, domain.multipliers, steps)
         best = candidates(network, specification, domain.sides, found, tried)
         value = jnp.min(worst_values(f, specifications, found.point))
-        known = known_sides(network)
-        return Step(found.bound, found.multipliers, found.point, value, best, own.joined_boxes(), known, empty)
+        return Step(found.bound, found.multipliers, found.point, value, best, known_sides(network))
 
-    return jax.vmap(one)(domains)
+    return jax.vmap(one)(domains, inside)
 
 
 @jax.jit
-def gains_of_splits(f: Partial, region: Region, root: Root, specifications: Specification, domains: Batch) -> jax.Array:
-    """What splits at the candidates of domains gain, the layers behind them bounded anew, `[batch, layers]`.
+def gains_of_halves(  # noqa: PLR0913  (as above)
+    f: Partial, region: Region, root: Root, specifications: Specification, halves: Batch, inside: Inside, before: Any
+) -> jax.Array:
+    """What splits of domains gain with the multipliers of the whole, `[batch / 2]`.
 
     Args:
       f: the network.
       region: the set of inputs.
       root: bounds on it.
       specifications: all of them.
-      domains: parts of the region, with the multipliers that gave their bounds.
+      halves: the two of each domain, one behind the other.
+      inside: bounds of their layers.
+      before: `[batch / 2]`, bounds of the domains.
     """
     graph = traced(f, region)
 
-    def one(domain: Batch) -> jax.Array:
+    def one(domain: Batch, inside: Inside) -> jax.Array:
         specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        whole = root.on(domain.boxes)
+        value = least(_on(graph, region, root, inside), specification, domain.sides, domain.multipliers)[0]
+        return jnp.where(inside.empty, 0, value)
 
-        def bound(sides: jax.Array) -> jax.Array:
-            own, empty = narrowed(graph, region, whole, sides)
-            value = least(Network(graph, region, own), specification, sides, domain.multipliers)[0]
-            return jnp.where(empty, 0, value)
+    right, left = jax.vmap(one)(halves, inside).reshape(-1, 2).T
+    return worth(right, left) - worth(before, before)
 
-        halves = jnp.asarray([1, -1], domain.sides.dtype)
-        cut = jax.vmap(lambda neuron: jax.vmap(lambda side: domain.sides.at[neuron].set(side))(halves))(domain.neurons)
-        # One after the other: of a whole batch of domains each is large enough.
-        found = jax.lax.map(bound, cut.reshape(-1, cut.shape[-1])).reshape(-1, 2)
-        before = least(Network(graph, region, whole), specification, domain.sides, domain.multipliers)[0]
-        return jnp.maximum(worth(found[:, 0], found[:, 1]) - worth(before, before), 0)
 
-    return jax.vmap(one)(domains)
+def _on(graph: Graph, region: Region, root: Root, inside: Inside) -> Network:
+    return Network(graph, region, root.on(inside.boxes)._replace(others=inside.others))
 
 
 @jax.jit

@@ -12,7 +12,14 @@ from cure_jax.verification.branching import Rates, worth
 from cure_jax.verification.problem import Specification
 from cure_jax.verification.roots import narrowed, root_bounds, traced
 from cure_jax.verification.split_bound import Network, free_of, least
-from cure_jax.verification.steps import Batch, bound_batch, first_multipliers, gains_of_splits
+from cure_jax.verification.steps import (
+    Batch,
+    bound_batch,
+    first_multipliers,
+    gains_of_halves,
+    narrowed_batch,
+    whole_batch,
+)
 from tests.networks import random_mlp
 
 SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.float32([[-0.3], [-0.4]]))
@@ -21,7 +28,7 @@ SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.floa
 def batch_of_whole(root, starts):
     which = np.arange(2, dtype=np.int32)
     boxes = jax.tree.map(lambda end: jnp.stack([end] * 2), root.joined_boxes())
-    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts, jnp.zeros((2, 2), jnp.int32))
+    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts)
 
 
 def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_halves():
@@ -29,7 +36,7 @@ def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_ha
     specifications = jax.tree.map(jnp.asarray, SPECIFICATIONS)
     root = root_bounds(f, region)
     domains = batch_of_whole(root, first_multipliers(f, region, root, specifications))
-    step = bound_batch(f, region, root, specifications, domains, steps=5, tried=24)
+    step = bound_batch(f, region, root, specifications, domains, whole_batch(root, 2), steps=5, tried=24)
     network = Network(traced(f, region), region, root)
     free = np.asarray(free_of(network))
     assert free.sum() > 6
@@ -37,7 +44,7 @@ def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_ha
 
     def half(neuron, side, *, again):
         sides = jnp.zeros(24, jnp.int8).at[neuron].set(side)
-        inside = narrowed(network.graph, region, root, sides)[0] if again else root
+        inside = narrowed(network.graph, region, root, root.joined_boxes(), sides)[0] if again else root
         value = least(Network(network.graph, region, inside), one(specifications), sides, one(step.multipliers))[0]
         return jnp.minimum(value, 0)
 
@@ -47,12 +54,17 @@ def test_candidates_are_the_best_of_their_layers_and_gains_are_those_of_their_ha
         }
         chosen = int(step.candidates.neurons[1, layer])
         assert trials[chosen] >= max(trials.values()) - 1e-5
-    bounded = domains._replace(multipliers=step.multipliers, neurons=step.candidates.neurons)
-    gains = gains_of_splits(f, region, root, specifications, bounded)
+    splits = np.asarray(step.candidates.neurons[1])
+    sides = np.zeros((4, 24), np.int8)
+    sides[np.arange(4), np.repeat(splits, 2)] = [1, -1, 1, -1]
+    repeat = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf[1]] * 4), tree)  # noqa: E731
+    halves = Batch(np.ones(4, np.int32), sides, repeat(domains.boxes), repeat(step.multipliers))
+    inside = narrowed_batch(f, region, root, halves.boxes, sides)
     before = step.bound[1]
-    for layer, neuron in enumerate(np.asarray(step.candidates.neurons[1])):
+    gains = gains_of_halves(f, region, root, specifications, halves, inside, jnp.full(2, before))
+    for gain, neuron in zip(gains, splits, strict=True):
         expected = worth(half(neuron, 1, again=True), half(neuron, -1, again=True)) - worth(before, before)
-        np.testing.assert_allclose(gains[1, layer], max(expected, 0), atol=1e-4)
+        np.testing.assert_allclose(gain, max(expected, 0), atol=1e-4)
     # A split of the first layer gains more where the second is bounded anew.
     neuron = int(step.candidates.neurons[1, 0])
     assert half(neuron, 1, again=True) > half(neuron, 1, again=False) + 1e-3

@@ -94,11 +94,11 @@ def narrowed_and_seen(f, region, key, count=30):
         keys = jax.random.split(key)
         row = seen[jax.random.randint(keys[0], (), 0, len(seen))]
         sides = jnp.where(jax.random.bernoulli(keys[1], 0.4, row.shape), signs(row), 0)
-        found, empty = narrowed(graph, region, root, sides)
+        found, empty = narrowed(graph, region, root, root.joined_boxes(), sides)
         there = jnp.all((sides[None] == 0) | (sides[None] == signs(seen)), axis=1)[:, None]
         lowest = jnp.min(jnp.where(there, seen, jnp.inf), axis=0) + kinks
         highest = jnp.max(jnp.where(there, seen, -jnp.inf), axis=0) + kinks
-        turned = narrowed(graph, region, root, jnp.where(sides == 0, 0, -sides))[1]
+        turned = narrowed(graph, region, root, root.joined_boxes(), jnp.where(sides == 0, 0, -sides))[1]
         return found.joined_boxes(), empty, turned, lowest, highest
 
     return (*jax.vmap(one)(jax.random.split(key, count)), root.joined_boxes())

@@ -7,7 +7,7 @@ of one region. The whole must not be bounded above what an attack finds.
 """
 
 import argparse
-import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from cure_jax.training.parallel import as_pixels
 from cure_jax.verification.problem import Problem, of_class
 from cure_jax.verification.roots import root_bounds, traced
 from cure_jax.verification.split_bound import Network, free_of
-from cure_jax.verification.steps import Batch, bound_batch, first_multipliers
+from cure_jax.verification.steps import Batch, Step, bound_batch, first_multipliers, narrowed_batch, whole_batch
 
 # Two computations of one number differ by this at most, as a part of the bound of the whole.
 _ROOM = 1e-3
@@ -84,7 +84,7 @@ class _Found(NamedTuple):
 
     whole: float
     parts: np.ndarray
-    again: functools.partial
+    again: Callable[[], Step]
 
 
 def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int) -> _Found:
@@ -96,18 +96,23 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     free = np.flatnonzero(free_of(Network(traced(f, region), region, root)))
     if len(free) < options.splits:
         raise ValueError(f"{len(free)} neurons can be split, fewer than {options.splits}. Choose a larger --scale.")
-    bound = functools.partial(bound_batch, f, region, root, problem.rounded, steps=options.steps, tried=4)
-
+    question, options_ = (f, region, root, problem.rounded), {"steps": options.steps, "tried": 4}
     neurons, size = starts.share.shape[-1], options.batch_size
     every, sides = np.arange(size, dtype=np.int32) % (classes - 1), np.zeros((size, neurons), np.int8)
-    boxes = jax.tree.map(lambda leaf: np.stack([leaf] * size), root.joined_boxes())
-    none = np.zeros((size, len(root.boxes)), np.int32)
-    whole = bound(domains=Batch(every, sides, boxes, jax.tree.map(lambda leaf: leaf[every], starts), none))
-    # Parts start from what was found of the whole, as in a search.
+    inside = whole_batch(root, size)
+    domains = Batch(every, sides, inside.boxes, jax.tree.map(lambda leaf: leaf[every], starts))
+    whole = bound_batch(*question, domains, inside, **options_)
+    # Parts start from what was found of the whole, as in a search, and all but their last split is behind them.
     worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
-    rng, sides = np.random.default_rng(options.seed), sides.copy()
-    for row in sides:
-        row[rng.choice(free, options.splits, replace=False)] = rng.choice([-1, 1], options.splits)
-    parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers), none)
-    again = functools.partial(bound, domains=parts)
+    rng, before, sides = np.random.default_rng(options.seed), sides.copy(), sides.copy()
+    for row, earlier in zip(sides, before, strict=True):
+        split = rng.choice(free, options.splits, replace=False)
+        row[split] = rng.choice([-1, 1], options.splits)
+        earlier[split[1:]] = row[split[1:]]
+    boxes = narrowed_batch(f, region, root, inside.boxes, before).boxes
+    parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers))
+
+    def again() -> Step:
+        return bound_batch(*question, parts, narrowed_batch(f, region, root, boxes, sides), **options_)
+
     return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)
