@@ -251,7 +251,8 @@ def _refined(
     rule = rules.lookup(equation)
     assert isinstance(rule, rules.Nonlinear)
     relaxations, intervals, intercepts = inside.relaxations, inside.intervals, inside.intercepts
-    if rule.undecided is None:
+    undecided = rule.undecided
+    if undecided is None:
         return [
             interval.intersect(linear.bound_node(graph, node, region, relaxations, intervals, intercepts))
             for node, interval in zip(equation.bounded, operands, strict=True)
@@ -259,7 +260,7 @@ def _refined(
     nearer = [interval.lower + interval.upper < 0 for interval in operands]
 
     def once(number: jax.Array, operands: list[Interval]) -> list[Interval]:
-        selected = rule.undecided(equation, operands)
+        selected = undecided(equation, operands)
         if wanted is not None:
             selected = [some & entries for some, entries in zip(selected, wanted, strict=True)]
         return [

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from cure_jax.regions import Interval, Region
-from cure_jax.verification.branching import Rates
+from cure_jax.verification.branching import Rates, worth
 from cure_jax.verification.domains import Domain, Waiting, halves, unstacked
 from cure_jax.verification.leaf import solve_leaf
 from cure_jax.verification.outcome import Outcome
@@ -25,7 +25,6 @@ from cure_jax.verification.steps import (
     batch_of,
     bound_batch,
     first_multipliers,
-    gains_of_halves,
     narrowed_batch,
     whole_batch,
 )
@@ -129,31 +128,26 @@ class _Search:
                 self.undecided.append(bound)
         return None
 
-    def choose(self, parents: Sequence[Domain]) -> list[int]:
-        """The neurons to be split: by trial at first and now and then, by what trials have shown otherwise."""
+    def split(self, parents: Sequence[Domain]) -> tuple[list[Domain], Inside, Step]:
+        """Splits domains, by trial at first and now and then, else where trials have shown gains; bounds the halves."""
         slack = np.stack([parent.slack for parent in parents])
-        neurons = np.stack([parent.neurons for parent in parents])
-        gains = self.rates.gains(slack)
-        if self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0:
-            gains = np.where(slack >= 0, 0, -1.0)
-            places = np.argwhere(slack >= 0)
-            gains[tuple(places.T)] = self._tried([(parents[i], int(neurons[i, layer])) for i, layer in places])
-            self.rates.learn(gains, slack)
+        tried = self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0
         self.chosen += 1
-        return [int(row[layer]) for row, layer in zip(neurons, np.argmax(gains, axis=1), strict=True)]
-
-    def _tried(self, splits: Sequence[tuple[Domain, int]]) -> np.ndarray:
-        """What splits of domains at neurons gain."""
-        found, size = [], self.settings.batch_size
-        for start in range(0, len(splits), size // 2):
-            some = splits[start : start + size // 2]
-            parts = _filled([half for domain, neuron in some for half in halves(domain, neuron)], 2 * (size // 2))
-            before = np.zeros(size // 2, self.root.joined_boxes().dtype)
-            before[: len(some)] = [domain.bound for domain, _ in some]
-            batch = batch_of(parts)
-            gains = gains_of_halves(*self._question, batch, self.narrowed(batch.boxes, batch.sides), before)
-            found.append(np.asarray(gains)[: len(some)])
-        return np.concatenate(found)
+        if not tried:
+            best = np.argmax(self.rates.gains(slack), axis=1)
+            children = [half for parent, layer in zip(parents, best, strict=True) for half in _halves(parent, layer)]
+            return children, *self.step(children)
+        places = np.argwhere(slack >= 0)
+        children = [half for i, layer in places for half in _halves(parents[i], layer)]
+        size = self.settings.batch_size
+        found = [self.step(children[start : start + size]) for start in range(0, len(children), size)]
+        inside, step = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+        gains = np.full(slack.shape, -1.0)
+        gains[tuple(places.T)] = _gains([parents[i].bound for i, _ in places], inside, step)
+        self.rates.learn(gains, slack)
+        best = np.argmax(gains, axis=1)
+        kept = np.flatnonzero(np.repeat(places[:, 1] == best[places[:, 0]], 2))
+        return [children[i] for i in kept], *jax.tree.map(lambda leaf: leaf[kept], (inside, step))
 
     def _finish(self, domain: Domain, bound: float, known: np.ndarray) -> Witness | None:
         """Decides a domain in which every neuron is split, or known to be on one side."""
@@ -210,6 +204,18 @@ class _Search:
     def ended(self, status: Status, reason: str, witness: Witness | None = None) -> Outcome:
         margin = witness.margin if witness else min(self.waiting.worst, *self.undecided, self.margin)
         return Outcome(status, witness, margin, self.bounded, reason)
+
+
+def _halves(domain: Domain, layer: int) -> tuple[Domain, Domain]:
+    return halves(domain, int(domain.neurons[layer]))
+
+
+def _gains(before: Sequence[float], inside: Inside, step: Step) -> np.ndarray:
+    """What the bounds of halves, one behind the other, are worth more than those of the domains."""
+    whole = np.asarray(before)
+    bounds = np.where(inside.empty, 0, np.where(np.isfinite(step.bound), step.bound, -np.inf)).reshape(-1, 2)
+    right, left = np.maximum(bounds, whole[:, None]).T
+    return np.asarray(worth(right, left) - worth(whole, whole))
 
 
 def _filled(domains: Sequence[Domain], size: int) -> list[Domain]:
@@ -291,12 +297,7 @@ def _branch(state: _Search, limits: Limits, stuck: str, saved: Saved | None) -> 
             return state.ended(Status.TIMEOUT, limit)
         state.tighten()
         parents = state.waiting.pop(max(1, state.settings.batch_size // 2))
-        children = [
-            half
-            for parent, neuron in zip(parents, state.choose(parents), strict=True)
-            for half in halves(parent, neuron)
-        ]
-        witness = state.take(children, *state.step(children))
+        witness = state.take(*state.split(parents))
         if witness is not None:
             return state.ended(Status.FALSIFIED, "branch and bound found a counterexample", witness)
         if saved:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cure_jax.verification.problem import Specification
 from cure_jax.verification.split_bound import Bounded, Network, free_of, least
@@ -37,7 +38,7 @@ def candidates(
     Two scores say which look best, half of them each. The first is what the chord of a neuron's relaxation is off by,
     at most, times its coefficient. The second is what its relaxation is off by at the input where the bound is
     attained; these numbers add up to the gap between the bound and the value there. Halves are bounded with the
-    multipliers of the whole, without an optimiser.
+    multipliers that they start from, without an optimiser.
 
     Args:
       network: with its bounds on the domain.
@@ -71,9 +72,9 @@ def candidates(
     tried, useful = jnp.stack(picked), jnp.stack(useful)
 
     def gain(neuron: jax.Array) -> jax.Array:
-        halves = jax.vmap(lambda side: least(network, specification, sides.at[neuron].set(side), found.multipliers)[0])
-        bounds = halves(jnp.array([1, -1], sides.dtype))
-        return worth(*bounds)
+        start = found.multipliers._replace(beta=found.multipliers.beta.at[neuron].set(0))
+        half = jax.vmap(lambda side: least(network, specification, sides.at[neuron].set(side), start)[0])
+        return worth(*half(jnp.array([1, -1], sides.dtype)))
 
     gains = jax.vmap(jax.vmap(gain))(tried[:, :-1])
     gains = jnp.where(useful[:, :-1] & jnp.isfinite(gains), gains, -jnp.inf)
@@ -84,7 +85,7 @@ def candidates(
     return Candidates(neurons, jnp.where(free[neurons], slack[neurons], -1))
 
 
-def worth(one: jax.Array, other: jax.Array) -> jax.Array:
+def worth(one: ArrayLike, other: ArrayLike) -> jax.Array:
     """What the bounds of two halves are worth together: the worse one counts.
 
     A half that is proved is worth no more than just that, and one whose bound is not a number nothing.

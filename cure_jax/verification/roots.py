@@ -135,8 +135,8 @@ def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: j
     known = Within(within, _reached(graph, smaller))
     found = _sorted(graph, list(relaxed(graph, region, "crown", within=known).operands), {})
     gaps = [jnp.any(box.lower - box.upper > _ROUNDING * jnp.maximum(1, jnp.abs(box.lower))) for box in found.boxes]
-    boxes, others = (tuple(box.ordered().without_overflow() for box in part) for part in (found.boxes, found.others))
-    return Root(boxes, root.balls, others), functools.reduce(jnp.logical_or, gaps, jnp.zeros((), bool))
+    layers, rest = (tuple(box.ordered().without_overflow() for box in part) for part in (found.boxes, found.others))
+    return Root(layers, root.balls, rest), functools.reduce(jnp.logical_or, gaps, jnp.zeros((), bool))
 
 
 def _reached(graph: Graph, cut: Mapping[int, jax.Array]) -> list[jax.Array]:

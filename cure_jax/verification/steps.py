@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from cure_jax.graph import Graph
 from cure_jax.regions import Interval, Region
-from cure_jax.verification.branching import Candidates, candidates, worth
+from cure_jax.verification.branching import Candidates, candidates
 from cure_jax.verification.domains import Domain
 from cure_jax.verification.problem import Specification, worst_values
 from cure_jax.verification.roots import narrowed, traced
-from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, least, maximise
+from cure_jax.verification.split_bound import Multipliers, Network, Root, first, joined, maximise
 
 __all__ = [
     "Batch",
@@ -24,7 +23,6 @@ __all__ = [
     "batch_of",
     "bound_batch",
     "first_multipliers",
-    "gains_of_halves",
     "known_sides",
     "narrowed_batch",
     "whole_batch",
@@ -143,43 +141,13 @@ def bound_batch(  # noqa: PLR0913  (what is compiled once takes everything else 
 
     def one(domain: Batch, inside: Inside) -> Step:
         specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        network = _on(graph, region, root, inside)
+        network = Network(graph, region, root.on(inside.boxes)._replace(others=inside.others))
         found = maximise(network, specification, domain.sides, domain.multipliers, steps)
         best = candidates(network, specification, domain.sides, found, tried)
         value = jnp.min(worst_values(f, specifications, found.point))
         return Step(found.bound, found.multipliers, found.point, value, best, known_sides(network))
 
     return jax.vmap(one)(domains, inside)
-
-
-@jax.jit
-def gains_of_halves(  # noqa: PLR0913  (as above)
-    f: Partial, region: Region, root: Root, specifications: Specification, halves: Batch, inside: Inside, before: Any
-) -> jax.Array:
-    """What splits of domains gain with the multipliers of the whole, `[batch / 2]`.
-
-    Args:
-      f: the network.
-      region: the set of inputs.
-      root: bounds on it.
-      specifications: all of them.
-      halves: the two of each domain, one behind the other.
-      inside: bounds of their layers.
-      before: `[batch / 2]`, bounds of the domains.
-    """
-    graph = traced(f, region)
-
-    def one(domain: Batch, inside: Inside) -> jax.Array:
-        specification = jax.tree.map(lambda leaf: leaf[domain.specification], specifications)
-        value = least(_on(graph, region, root, inside), specification, domain.sides, domain.multipliers)[0]
-        return jnp.where(inside.empty, 0, value)
-
-    right, left = jax.vmap(one)(halves, inside).reshape(-1, 2).T
-    return worth(right, left) - worth(before, before)
-
-
-def _on(graph: Graph, region: Region, root: Root, inside: Inside) -> Network:
-    return Network(graph, region, root.on(inside.boxes)._replace(others=inside.others))
 
 
 @jax.jit

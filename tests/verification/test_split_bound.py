@@ -9,8 +9,9 @@ import pytest
 
 import cure_jax as cj
 from cure_jax.certification.batches import as_pytree
+from cure_jax.regions import Interval
 from cure_jax.verification.problem import Specification
-from cure_jax.verification.roots import narrowed, root_bounds, traced
+from cure_jax.verification.roots import _reached, narrowed, root_bounds, traced
 from cure_jax.verification.split_bound import Multipliers, Network, branching, first, least, maximise
 from tests.networks import NETWORKS
 
@@ -142,3 +143,44 @@ def test_a_part_is_never_looser_with_the_same_multipliers():
 
     # The optimiser starts the part from its own piece, which may cost a little; the search keeps the greater bound.
     assert float(jnp.min(gains(jax.random.key(0)))) > -0.05
+
+
+def _convolutional(weights, x):
+    """Two convolutions 3x3 with stride 2 on 11x11, and a dense layer."""
+    convolution = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(2, 2),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    hidden = jax.nn.relu(convolution(x[None], weights[0]))
+    hidden = jax.nn.relu(convolution(hidden, weights[1]))
+    return jnp.dot(jax.nn.relu(jnp.dot(hidden.ravel(), weights[2])), weights[3])
+
+
+def test_what_no_cut_reaches_keeps_its_bounds():
+    """Bounding everything anew changes nothing else."""
+    shapes = ((3, 3, 1, 2), (3, 3, 2, 3), (12, 5), (5, 3))
+    rng = np.random.default_rng(0)
+    weights = [jnp.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])), jnp.float32) for shape in shapes]
+    f, region = as_pytree(jax.tree_util.Partial(_convolutional, weights)), cj.linf_ball(jnp.full((11, 11, 1), 0.5), 0.4)
+    root = jax.jit(root_bounds)(f, region)
+    graph, known = traced(f, region), root.joined_boxes()
+    ends = np.cumsum([box.lower.size for box in root.boxes])
+    free = np.flatnonzero((known.lower < 0) & (known.upper > 0))
+    unknown = Interval(jnp.full_like(known.lower, -jnp.inf), jnp.full_like(known.upper, jnp.inf))
+    narrow = jax.jit(lambda boxes, sides: narrowed(graph, region, root, boxes, sides)[0].joined_boxes())
+    for neuron in (free[0], free[free >= ends[0]][0], free[free >= ends[1]][0]):
+        sides = jnp.zeros(known.lower.shape, jnp.int8).at[neuron].set(1)
+        some, all_anew = (narrow(boxes, sides) for boxes in (known, unknown))
+        np.testing.assert_allclose(some.lower, all_anew.lower, atol=1e-5)
+        np.testing.assert_allclose(some.upper, all_anew.upper, atol=1e-5)
+    network = Network(graph, region, root)
+    cut = {index: jnp.zeros(layer.box.shape, bool) for index, layer in network.layers.items()}
+    first_layer = next(iter(cut))
+    cut[first_layer] = cut[first_layer].at[0, 0, 0, 1].set(True)
+    reached = [np.asarray(entries) for entries in _reached(graph, cut)]
+    # A corner of the first layer is seen by one window of the second, in all of its channels.
+    assert [entries.sum() for entries in reached] == [0, 3, 5]
+    assert reached[1].size == 12
