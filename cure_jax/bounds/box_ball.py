@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.margins import least_margins
 from cure_jax.bounds.ibp import IN_TRAINING, Steps, propagate
 from cure_jax.bounds.lipschitz import block_rows, enclosing_ball, reach
 from cure_jax.bounds.norms.spectral import BlockNorms, norms_by_block, row_norms, sources
@@ -27,7 +28,7 @@ from cure_jax.bounds.transformation import transformation
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval, LpBall, Region
 
-__all__ = ["Ball", "BoxBalls", "box_ball", "box_ball_in_training", "concretized_on_balls", "propagate_balls"]
+__all__ = ["Ball", "BoxBalls", "box_ball", "box_ball_margins_in_training", "concretized_on_balls", "propagate_balls"]
 
 
 class Ball(NamedTuple):
@@ -94,21 +95,29 @@ def box_ball(
     return bounds
 
 
-def box_ball_in_training(
-    f: Callable[[jax.Array], jax.Array], norms: BlockNorms, *, precision: jax.lax.PrecisionLike = None
-) -> Callable[[Region], Interval]:
-    """As `box_ball` with estimated norms, without room for rounding: a loss and no bound.
+def box_ball_margins_in_training(
+    f: Callable[[jax.Array], jax.Array],
+    label: jax.Array,
+    norms: BlockNorms,
+    *,
+    precision: jax.lax.PrecisionLike = None,
+) -> Callable[[Region], jax.Array]:
+    """The lower ends of `box_ball(margins(f, label))` with estimated norms, without room for rounding: for training.
 
     Args:
-      f: as for `box_ball`.
+      f: of one example to logits `[classes]`, otherwise as for `box_ball`.
+      label: the class.
       norms: from `lipschitz.estimated_norms`.
       precision: of matrix products and convolutions.
+
+    Returns:
+      A function from a region to the margins against every class, `[classes]`, 0 for the label.
     """
 
-    def bounds(region: Region) -> Interval:
+    def bounds(region: Region) -> jax.Array:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
         known = propagate_balls(graph, region, norms_by_block(graph, norms), in_training=True)
-        return concretized_on_balls(graph, region, known)
+        return least_margins(graph, label, region, known.intervals, _both(graph, known))
 
     return bounds
 
@@ -177,12 +186,7 @@ def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Inter
     if not isinstance(graph.output, Node):
         return Interval(graph.output, graph.output)
     plain = linear.concretized_output(graph, region, {}, known.intervals)
-    regions: dict[int, Region] = {graph.input.index: region}
-    for source in sources(graph, graph.output):
-        if source.index != graph.input.index:
-            box, ball = known.intervals[source.index], known.balls[source.index]
-            radius = jnp.broadcast_to(ball.radius, source.shape)
-            regions[source.index] = LpBall(ball.center, radius, box.lower, box.upper, 2.0)
+    regions: dict[int, Region] = {**_both(graph, known), graph.input.index: region}
 
     def both(rows: dict[int, jax.Array], offset: jax.Array) -> tuple[jax.Array, jax.Array]:
         least = [regions[index].support(-row) for index, row in rows.items()]
@@ -191,6 +195,18 @@ def concretized_on_balls(graph: Graph, region: Region, known: BoxBalls) -> Inter
 
     lower, upper = block_rows(graph, graph.output, both)
     return plain.intersect(Interval(lower, upper).without_overflow())
+
+
+def _both(graph: Graph, known: BoxBalls) -> dict[int, LpBall]:
+    """The intersection of ball and box of each nonlinear node that the output is an affine function of, by index."""
+    assert isinstance(graph.output, Node)
+    found = {}
+    for source in sources(graph, graph.output):
+        if source.index != graph.input.index:
+            box, ball = known.intervals[source.index], known.balls[source.index]
+            radius = jnp.broadcast_to(ball.radius, source.shape)
+            found[source.index] = LpBall(ball.center, radius, box.lower, box.upper, 2.0)
+    return found
 
 
 def _cut(ball: Ball, box: Interval) -> Ball:

@@ -23,6 +23,7 @@ from jax import lax
 from cure_jax import graph as graphs
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import linear
+from cure_jax.bounds.folding.margins import least_margins
 from cure_jax.bounds.rounding import outward, outward_region
 from cure_jax.bounds.rounding.arithmetic import check_arithmetic
 from cure_jax.bounds.rounding.primitives import MOVES
@@ -30,7 +31,7 @@ from cure_jax.bounds.rounding.reproducible import traced
 from cure_jax.bounds.transformation import transformation
 from cure_jax.regions import Interval, L0Ball, LpBall, Region
 
-__all__ = ["IN_TRAINING", "Layers", "Refine", "Steps", "ibp", "ibp_with_layers", "propagate", "steps_of"]
+__all__ = ["IN_TRAINING", "Layers", "Refine", "Steps", "ibp", "ibp_margins_in_training", "propagate", "steps_of"]
 
 # The dual exponent is 5. Of greater ones the powers underflow sooner, and what is added for that grows.
 _LEAST_ROUND_P = 1.25
@@ -94,27 +95,32 @@ class Layers(NamedTuple):
     pre_activations: tuple[Interval, ...]
 
 
-def ibp_with_layers(
+def ibp_margins_in_training(
     f: Callable[[jax.Array], jax.Array],
+    label: jax.Array,
     *,
     precision: jax.lax.PrecisionLike = jax.lax.Precision.HIGHEST,
     shrinking: float = 0.0,
-) -> Callable[[Region], tuple[Interval, Layers]]:
-    """As `ibp`, and returns the intervals inside the network too; for training.
+) -> Callable[[Region], tuple[jax.Array, Layers]]:
+    """The lower ends of `ibp(margins(f, label))`, and the intervals inside the network; for training.
 
     Unlike those of `ibp` they have no room for rounding: around a point they have no width, as the warm-up expects.
 
     Args:
-      f: as for `ibp`.
+      f: of one example to logits `[classes]`, otherwise as for `ibp`.
+      label: the class.
       precision: of matrix products and convolutions.
       shrinking: before every ReLU whose sign is not known, the upper end is multiplied by 1 - shrinking / 2. The result
         is no bound any more: for training only.
+
+    Returns:
+      A function from a region to the margins against every class, `[classes]`, 0 for the label, and the layers.
 
     References:
       Mueller et al., "Certified Training: Small Boxes are All You Need" (SABR), ICLR 2023, Section 4 (ReLU shrinking).
     """
 
-    def bounds(region: Region) -> tuple[Interval, Layers]:
+    def bounds(region: Region) -> tuple[jax.Array, Layers]:
         graph = graphs.trace(f, region.bounding_box().lower, precision=precision)
         before: list[Interval] = []
 
@@ -125,8 +131,8 @@ def ibp_with_layers(
             return _shrunk(equation, operands, shrinking) if shrinking else operands
 
         intervals = propagate(graph, region, refine, IN_TRAINING)
-        output = linear.concretized_output(graph, region, {}, intervals)
-        return output, Layers(intervals[_first_mixed(graph).index], tuple(before))
+        least = least_margins(graph, label, region, intervals)
+        return least, Layers(intervals[_first_mixed(graph).index], tuple(before))
 
     return bounds
 

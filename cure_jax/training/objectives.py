@@ -24,8 +24,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from cure_jax import attacks
 from cure_jax.bounds import BlockNorms, crown
-from cure_jax.bounds.box_ball import box_ball_in_training
-from cure_jax.bounds.ibp import Layers, ibp_with_layers
+from cure_jax.bounds.box_ball import box_ball_margins_in_training
+from cure_jax.bounds.ibp import Layers, ibp_margins_in_training
 from cure_jax.certification.margins import margins, other_classes
 from cure_jax.perturbations import Perturbation
 from cure_jax.regions import Box, LpBall, Region, linf_ball
@@ -142,7 +142,7 @@ def box(ball: Ball, eps: float, *, fraction: float = 1.0, shrinking: float = 0.0
       ball: `(x, radius) -> region`.
       eps: radius at the end of the ramp.
       fraction: of the radius that is propagated.
-      shrinking: of ReLUs, see `ibp_with_layers`.
+      shrinking: of ReLUs, see `ibp_margins_in_training`.
     """
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
@@ -189,7 +189,7 @@ def small_box(  # noqa: PLR0913  (a box has many sides)
       steps: of the attack.
       inside: cut the half-width so that the small box stays inside the bounding box where that is narrower (black and
         white pixels); as published, it sticks out there up to the pixel range.
-      shrinking: of ReLUs, see `ibp_with_layers`.
+      shrinking: of ReLUs, see `ibp_margins_in_training`.
       attack_eps: radius of the attack at the end of the ramp, in whose box the small one stays; `eps` if None.
     """
     attacked = eps if attack_eps is None else attack_eps
@@ -229,8 +229,8 @@ def box_ball(ball: Ball, eps: float, *, fraction: float = 1.0) -> Objective:
                 "with cure_jax.bounds.lipschitz.estimated_norms."
             )
         region = _grown(ball, x, fraction * eps * scale)
-        bounds = box_ball_in_training(margins(network.certified, label), network.norms, precision=network.precision)
-        return Worst(_worst_logits(bounds(region).lower, label))
+        bounds = box_ball_margins_in_training(network.certified, label, network.norms, precision=network.precision)
+        return Worst(-bounds(region))
 
     return objective
 
@@ -411,8 +411,7 @@ def cells(perturbation: Perturbation, *, count: int = 1) -> Objective:
             def perturbed(point: jax.Array) -> jax.Array:
                 return network.certified(transform(point))
 
-            bounds, _ = ibp_with_layers(margins(perturbed, label), precision=network.precision)(part)
-            return _worst_logits(bounds.lower, label)
+            return -ibp_margins_in_training(perturbed, label, precision=network.precision)(part)[0]
 
         return Worst(jnp.max(jax.vmap(bounded)(jax.random.split(key, count)), axis=0))
 
@@ -434,9 +433,9 @@ def cross_entropy(logits: Float[Array, "*batch classes"], labels: Int[Array, "*b
 
 
 def _propagated(network: Network, region: Region, label: jax.Array, shrinking: float = 0.0) -> Worst:
-    f = margins(network.certified, label)
-    bounds, layers = ibp_with_layers(f, precision=network.precision, shrinking=shrinking)(region)
-    return Worst(_worst_logits(bounds.lower, label), layers)
+    bounds = ibp_margins_in_training(network.certified, label, precision=network.precision, shrinking=shrinking)
+    least, layers = bounds(region)
+    return Worst(-least, layers)
 
 
 def _worst_logits(lower_margins: jax.Array, label: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 import cure_jax as cj
 from cure_jax import attacks, smoothing
 from cure_jax import graph as graphs
-from cure_jax.bounds.ibp import ibp_with_layers
+from cure_jax.bounds.ibp import ibp_margins_in_training
 from cure_jax.bounds.lipschitz import estimated_norms, initial_vectors
 from cure_jax.regions import Interval, LpBall, linf_ball, lp_ball
 from cure_jax.training import objectives
@@ -393,7 +393,9 @@ def test_intervals_around_a_point_have_no_width_when_training() -> None:
     """The warm-up divides by widths, and would learn from room for rounding."""
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)), jnp.float32)
     x = jnp.asarray(np.random.default_rng(1).uniform(size=7), jnp.float32)
-    _, layers = ibp_with_layers(lambda x: jax.nn.relu((x - 0.3) / 0.2 @ weights + 100.0))(linf_ball(x, 0.0))
+    _, layers = ibp_margins_in_training(lambda x: jax.nn.relu((x - 0.3) / 0.2 @ weights + 100.0), jnp.int32(0))(
+        linf_ball(x, 0.0)
+    )
     for interval in (layers.first, *layers.pre_activations):
         np.testing.assert_array_equal(interval.radius, 0)
 
@@ -407,6 +409,9 @@ def test_shrinking_cuts_what_crosses_zero_and_nothing_else() -> None:
     # The first ReLU may be on or off: its upper end 0.2 becomes 0.8 * 0.2; the second one is on.
     np.testing.assert_allclose(shrunk, [0.16, 1.7, 0.0], atol=1e-6)
     # What the regulariser hears of the layer before the ReLU is not shrunk.
-    layers = [ibp_with_layers(f, shrinking=share)(linf_ball(x, 0.2))[1].pre_activations for share in (0.0, 0.4)]
+    layers = [
+        ibp_margins_in_training(f, jnp.int32(0), shrinking=share)(linf_ball(x, 0.2))[1].pre_activations
+        for share in (0.0, 0.4)
+    ]
     chex.assert_trees_all_close(*layers)
     assert len(layers[0]) == 2
