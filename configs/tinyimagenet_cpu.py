@@ -5,14 +5,16 @@
     methods=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
     python launch/certify.py --workdir=runs/tinyimagenet_cpu/max --method=$methods
 
-l_1 72/255 is reported beside them. The optimiser and the schedule are those of cifar_cpu_deep; nothing was tuned here.
+l_1 72/255 is reported beside them. The optimiser is that of cifar_cpu_deep, the schedule is shorter by 8 epochs;
+nothing was tuned here. One core trains one norm in 40 minutes, both in 90.
 """
 
-from cure_jax.configs import cifar_cpu, cifar_cpu_deep, tinyimagenet
-from cure_jax.configs.methods import Losses, box_ball, small_box, with_method
+from cure_jax.configs import cifar_cpu_deep, tinyimagenet
+from cure_jax.configs.methods import Finetuning, Losses, box_ball, small_box, with_method
 from cure_jax.training.config import Config
 
 _LOSSES = Losses(linf=small_box(0.4), l2=box_ball(0.6), l2_alone=box_ball(0.6))
+_FINETUNING = Finetuning(epochs=4, milestones=(2, 3), ramp_end=1.5, alignment=0.5)
 
 
 def get_config(method: str = "scratch") -> Config:
@@ -22,6 +24,7 @@ def get_config(method: str = "scratch") -> Config:
     config.setting = "tinyimagenet_cpu"
     for field in ("dataset", "augmentation", "radii", "reported"):
         config[field] = published[field]
+    config.epochs, config.milestones, config.ramp_end = 12, (8, 10, 11), 5.0
     convs = ((32, 3, 2), (64, 3, 2), (64, 3, 2))
     config.model.options = {**published.model.options, "convs": convs}
-    return with_method(config, method, _LOSSES, cifar_cpu.FINETUNING)
+    return with_method(config, method, _LOSSES, _FINETUNING)
