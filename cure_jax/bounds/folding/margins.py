@@ -43,12 +43,13 @@ def least_margins(
         bound = backsubstitute(graph, output, jax.nn.one_hot(index, *output.shape, dtype=output.dtype), {})
         return {index: cast(jax.Array, bound.coefficients[index]) for index in nodes}, bound.offset
 
-    own = jax.nn.one_hot(label, *output.shape, dtype=output.dtype)
+    (classes,) = output.shape
+    own = jax.nn.one_hot(label, classes, dtype=output.dtype)
 
     def differences(rows: jax.Array) -> jax.Array:
-        return jnp.tensordot(own, rows, 1, precision=jax.lax.Precision.HIGHEST) - rows
+        return jnp.tensordot(own[None], rows, 1, precision=jax.lax.Precision.HIGHEST) - rows
 
-    rows, offsets = jax.tree.map(differences, jax.vmap(row)(jnp.arange(*output.shape)))
+    rows, offsets = jax.tree.map(differences, jax.vmap(row)(jnp.arange(classes)))
 
     def least(known: Mapping[int, Interval] | Mapping[int, LpBall]) -> jax.Array:
         bounds = offsets
