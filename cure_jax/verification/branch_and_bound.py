@@ -134,11 +134,11 @@ class _Search:
         tried = self.chosen < _TRIED_AT_FIRST or self.chosen % _TRIED_EVERY == 0
         self.chosen += 1
         if not tried:
-            best = np.argmax(self.rates.gains(slack), axis=1)
-            children = [half for parent, layer in zip(parents, best, strict=True) for half in _halves(parent, layer)]
+            best = np.argmax(self.rates.gains(slack), axis=1).tolist()
+            children = [half for parent, layer in zip(parents, best, strict=True) for half in halves(parent, layer)]
             return children, *self.step(children)
         places = np.argwhere(slack >= 0)
-        children = [half for i, layer in places for half in _halves(parents[i], layer)]
+        children = [half for i, layer in places.tolist() for half in halves(parents[i], layer)]
         size = self.settings.batch_size
         found = [self.step(children[start : start + size]) for start in range(0, len(children), size)]
         inside, step = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
@@ -204,10 +204,6 @@ class _Search:
     def ended(self, status: Status, reason: str, witness: Witness | None = None) -> Outcome:
         margin = witness.margin if witness else min(self.waiting.worst, *self.undecided, self.margin)
         return Outcome(status, witness, margin, self.bounded, reason)
-
-
-def _halves(domain: Domain, layer: int) -> tuple[Domain, Domain]:
-    return halves(domain, int(domain.neurons[layer]))
 
 
 def _gains(before: Sequence[float], inside: Inside, step: Step) -> np.ndarray:

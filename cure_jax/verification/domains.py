@@ -41,8 +41,9 @@ class Domain(NamedTuple):
         return sum(leaf.nbytes for leaf in jax.tree.leaves((self.sides, self.boxes, self.multipliers)))
 
 
-def halves(domain: Domain, neuron: int) -> tuple[Domain, Domain]:
-    """The two domains on either side of the kink of a neuron; each has the bound of the whole."""
+def halves(domain: Domain, layer: int) -> tuple[Domain, Domain]:
+    """The two domains on either side of the kink of the candidate of a layer; each has the bound of the whole."""
+    neuron = domain.neurons[layer]
 
     def half(side: int) -> Domain:
         sides, beta = domain.sides.copy(), domain.multipliers.beta.copy()
