@@ -2,10 +2,11 @@
 
     c=configs/cifar_three_norms.py:max
     python launch/train.py --config=$c --workdir=runs/cifar_three_norms/max
-    python launch/certify.py --workdir=runs/cifar_three_norms/max --method=best --batch_size=25 --num_examples=1000
+    methods=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,vertex_crown
+    python launch/certify.py --workdir=runs/cifar_three_norms/max --method=$methods --batch_size=50 --num_examples=300
 
-Not run yet. The l_1 ball has no loss of its own: proofs at the vertices of the ball serve it. TFDS_DATA_DIR or
---config.data_dir says where the data is.
+Results: docs/results.md. The l_1 ball has no loss of its own: proofs at the vertices of the ball serve it.
+TFDS_DATA_DIR or --config.data_dir says where the data is.
 
 Source of the setting: Croce & Hein, "Provable Robustness against all Adversarial l_p-perturbations for p >= 1", ICLR
 2020, Table 1.
