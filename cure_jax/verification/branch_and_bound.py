@@ -169,10 +169,9 @@ class _Search:
         if not self.root.balls:
             return
         # Of what is to be bounded nothing is known.
-        known, size = self.root.joined_boxes(), self.settings.batch_size
-        boxes = jax.tree.map(lambda end: np.stack([end] * size), known)
+        boxes = whole_batch(self.root, self.settings.batch_size).boxes
         boxes.lower[0], boxes.upper[0] = -np.inf, np.inf
-        inside = self.narrowed(boxes, np.zeros((size, known.lower.size), np.int8))
+        inside = self.narrowed(boxes, np.zeros(boxes.lower.shape, np.int8))
         first = jax.tree.map(lambda leaf: leaf[0], inside)
         self.root = self.root.on(first.boxes)._replace(others=first.others)
 

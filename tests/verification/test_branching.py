@@ -20,8 +20,7 @@ SPECIFICATIONS = Specification(np.float32([[[1, -1, 0]], [[1, 0, -1]]]), np.floa
 
 def batch_of_whole(root, starts):
     which = np.arange(2, dtype=np.int32)
-    boxes = jax.tree.map(lambda end: jnp.stack([end] * 2), root.joined_boxes())
-    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), boxes, starts)
+    return Batch(which, jnp.zeros(starts.share.shape, jnp.int8), whole_batch(root, 2).boxes, starts)
 
 
 def test_candidates_are_the_best_of_their_layers():

@@ -96,12 +96,12 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     free = np.flatnonzero(free_of(Network(traced(f, region), region, root)))
     if len(free) < options.splits:
         raise ValueError(f"{len(free)} neurons can be split, fewer than {options.splits}. Choose a larger --scale.")
-    question, options_ = (f, region, root, problem.rounded), {"steps": options.steps, "tried": 4}
+    question, chosen = (f, region, root, problem.rounded), {"steps": options.steps, "tried": 4}
     neurons, size = starts.share.shape[-1], options.batch_size
     every, sides = np.arange(size, dtype=np.int32) % (classes - 1), np.zeros((size, neurons), np.int8)
     inside = whole_batch(root, size)
     domains = Batch(every, sides, inside.boxes, jax.tree.map(lambda leaf: leaf[every], starts))
-    whole = bound_batch(*question, domains, inside, **options_)
+    whole = bound_batch(*question, domains, inside, **chosen)
     # Parts start from what was found of the whole, as in a search, and all but their last split is behind them.
     worst = np.full(size, int(np.argmin(whole.bound)), np.int32)
     rng, before, sides = np.random.default_rng(options.seed), sides.copy(), sides.copy()
@@ -113,6 +113,6 @@ def _bounded(options: argparse.Namespace, f: Partial, region: Region, label: int
     parts = Batch(worst % (classes - 1), sides, boxes, jax.tree.map(lambda leaf: leaf[worst], whole.multipliers))
 
     def again() -> Step:
-        return bound_batch(*question, parts, narrowed_batch(f, region, root, boxes, sides), **options_)
+        return bound_batch(*question, parts, narrowed_batch(f, region, root, boxes, sides), **chosen)
 
     return _Found(float(np.min(whole.bound)), np.asarray(again().bound), again)
