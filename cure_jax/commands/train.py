@@ -44,9 +44,10 @@ def main() -> None:
     train = common.load_split(config, "train")
     validation = common.load_split(config, "validation")
     model = common.create_model(config, train.num_classes)
-    arrays = (train.images, train.labels)
+    arrays, held_out = (train.images, train.labels), (validation.images, validation.labels)
+    teacher = common.load_teacher(config)
     try:
-        fitted = training.fit(model, arrays, config, workdir, validation=(validation.images, validation.labels))
+        fitted = training.fit(model, arrays, config, workdir, validation=held_out, teacher=teacher)
     except training.Preempted as notice:
         print(notice)
         _add_seconds(is_first, start)

@@ -144,8 +144,10 @@ class _Ball:
         return lp_ball(x, eps, self.p, PIXELS)
 
 
-def build_recipe(config: Config, model: Any, steps_per_epoch: int) -> Recipe:
-    """Everything that a training step needs, from a checked config."""
+def build_recipe(
+    config: Config, model: Any, steps_per_epoch: int, teacher: Callable[[jax.Array], jax.Array] | None = None
+) -> Recipe:
+    """Everything that a training step needs, from a checked config; `teacher` as in `fit`."""
 
     def steps(epochs: float | int) -> int:
         return round(epochs * steps_per_epoch)
@@ -185,6 +187,7 @@ def build_recipe(config: Config, model: Any, steps_per_epoch: int) -> Recipe:
         augment=augmentation(**config.augmentation.to_dict()),
         precision=jax.lax.Precision(config.precision) if config.precision != "default" else None,
         needs_lipschitz=any(loss.kind in ("lipschitz", "box_ball") for loss in config.losses.values()),
+        teacher=teacher,
     )
 
 
@@ -230,6 +233,7 @@ def objective_of(config: Config, name: str, loss: Config) -> objectives.Objectiv
         "small_box": functools.partial(objectives.small_box, ball, eps, steps=steps),
         "crown_ibp": functools.partial(objectives.crown_ibp, ball, eps),
         "expressive": functools.partial(objectives.expressive, ball, eps, steps=steps),
+        "distilled": functools.partial(objectives.distilled, ball, eps, steps=steps),
         "dual_norm": functools.partial(objectives.dual_norm, ball, eps),
         "box_ball": functools.partial(objectives.box_ball, ball, eps),
         "lipschitz": functools.partial(objectives.lipschitz, eps),

@@ -84,6 +84,14 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
             use="Fine-tuning: a fifth of the epochs, from a network trained in l_inf.",
             source=_CURE,
         ),
+        "teacher": Field(
+            "",
+            "A work directory, or the name of a network of `cure_jax.models.pretrained`, whose logits are learnt; "
+            "launchers load it.",
+            use="With a loss of kind distilled. `training.fit` does not look at it: it is given a function.",
+            source="AD-CERT, arXiv 2606.31653",
+            is_later=True,
+        ),
         "initialization": Field(
             "ibp",
             "ibp: kernels drawn so that intervals keep their width from layer to layer; default: those of the modules.",

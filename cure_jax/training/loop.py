@@ -56,6 +56,7 @@ def fit(
     workdir: str | os.PathLike | None = None,
     *,
     validation: Arrays | None = None,
+    teacher: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Fitted:
     """Trains a network so that its predictions can be proved not to change.
 
@@ -83,13 +84,15 @@ def fit(
         resumes there, on any number of devices and processes, and ends with the same numbers, on another number of
         devices up to rounding. One training at a time has it. Nothing is written if None.
       validation: images and labels whose clean accuracy is recorded at every checkpoint; of the size that is certified.
+      teacher: for a loss of kind "distilled": the logits `[classes]` of one example `[*x]` by a robust network, such as
+        `pretrained("digits/linf").classifier`.
 
     Returns:
       The trained network.
 
     Raises:
       TypeError: for what is no network, such as a class.
-      ValueError: for a config, a network, images or labels that do not fit, before anything is trained.
+      ValueError: for a config, a network, images, labels or a teacher that do not fit, before anything is trained.
       WorkdirError: if `workdir` was made with another config, other data, or from other parameters, or another
         training has it; nothing in it is changed.
       CheckpointError: if no checkpoint in `workdir` is usable, one could not be saved, or what the config starts from
@@ -122,7 +125,7 @@ def fit(
             f"batch_size {config.batch_size} exceeds the {len(images)} training examples. Choose a smaller one."
         )
     warn(config, center_crop(images[:1], crop).shape[1:], steps_per_epoch)
-    recipe = build_recipe(config, network, steps_per_epoch)
+    recipe = build_recipe(config, network, steps_per_epoch, _checked_teacher(config, network, teacher, images, crop))
     if workdir is not None:
         workdirs.check_config(workdir, config.to_dict(), identity)
     state, start = _first_state(config, recipe, center_crop(images[:1], crop), workdir)
@@ -169,6 +172,30 @@ def restore(model: Any, example: np.ndarray, config: Config, workdir: str | os.P
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
     network, kept = recipe.model.module(state.variables), config.copy_and_resolve_references()
     return Fitted(network, kept, state.variables, np.shape(example)[1:], state)
+
+
+def _checked_teacher(
+    config: Config, network: Functional, teacher: Callable | None, images: np.ndarray, crop: int
+) -> Callable[[jax.Array], jax.Array] | None:
+    """What the losses learn from, which gives the logits that the network gives."""
+    if not (pupils := [norm for norm, loss in config.losses.items() if loss.kind == "distilled"]):
+        return None
+    name = f"config.losses.{pupils[0]} is distilled, and the teacher"
+    if teacher is None:
+        raise ValueError(
+            f"{name} is missing; expected fit(..., teacher=f), f the logits of one example by a robust network. In a "
+            "command, name a work directory or a pretrained network: --config.teacher=digits/linf."
+        )
+    batch = jax.eval_shape(as_pixels, center_crop(images[:1], crop))
+    variables = jax.eval_shape(network.init, jax.random.key(0), batch)
+    expected = jax.eval_shape(network.apply, variables, batch).shape[1:]
+    try:
+        given = jax.eval_shape(teacher, jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)).shape
+    except TypeError as error:
+        raise ValueError(f"{name} refuses an image of shape {batch.shape[1:]}: {error}") from error
+    if given != expected:
+        raise ValueError(f"{name} gives {given} for one image; expected logits {expected}. Choose another one.")
+    return teacher
 
 
 def _first_state(

@@ -133,6 +133,23 @@ LOSSES: Mapping[str, Loss] = {
             ),
         },
     ),
+    "distilled": Loss(
+        "AD-CERT: between the logits of a robust teacher, at what an attack finds, and intervals over the whole ball.",
+        "linf, where a network that was trained by pgd is at hand: config.teacher.",
+        "AD-CERT, arXiv 2606.31653",
+        _FRACTION
+        | _ATTACK_FRACTION
+        | {
+            "alpha": Field(
+                0.1,
+                "Share of the intervals: 0 is distillation alone, 1 is ibp.",
+                use="Small at small radii, as for expressive.",
+                source="AD-CERT, arXiv 2606.31653",
+                least=0,
+                most=1,
+            )
+        },
+    ),
     "dual_norm": Loss(
         "The exact bound of the first layer over the ball, intervals behind it.",
         "l2 and l1 on shallow networks; on deeper ones its bounds stay loose.",

@@ -10,7 +10,8 @@ attacks, a sample) of the margin f_y - f_j over its region. What combines the no
 Boxes are All You Need" (SABR), ICLR 2023; PGD training: Madry et al., ICLR 2018; IBP: Gowal et al., 2018; dual norm:
 Wong & Kolter, ICML 2018; Lipschitz margin: Leino et al. (GloRo), ICML 2021; box and ball: Lee et al., NeurIPS 2020;
 CROWN-IBP: Zhang et al., ICLR 2020; CC-IBP, MTL-IBP, Exp-IBP: De Palma et al., "Expressive Losses for Verified
-Robustness via Convex Combinations", ICLR 2024; noise: Cohen et al., ICML 2019, and Jeong & Shin, NeurIPS 2020.
+Robustness via Convex Combinations", ICLR 2024; distilled: "Improving Certified Robustness via Adversarial
+Distillation" (AD-CERT), arXiv 2606.31653; noise: Cohen et al., ICML 2019, and Jeong & Shin, NeurIPS 2020.
 """
 
 import math
@@ -42,6 +43,7 @@ __all__ = [
     "cells",
     "cross_entropy",
     "crown_ibp",
+    "distilled",
     "dual_norm",
     "expressive",
     "lipschitz",
@@ -70,6 +72,7 @@ class Network(NamedTuple):
         needs them.
       norms: estimated 2-norms of the affine blocks, likewise.
       precision: of the matrix products in bounds.
+      teacher: the logits of another network, or None if no objective learns from one; no gradient flows.
     """
 
     certified: Callable[[jax.Array], jax.Array]
@@ -77,6 +80,7 @@ class Network(NamedTuple):
     lipschitz: Float[Array, "classes classes"] | None = None
     norms: BlockNorms | None = None
     precision: jax.lax.PrecisionLike = None
+    teacher: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Worst(NamedTuple):
@@ -301,6 +305,50 @@ def expressive(
             # By logarithms, kept away from that of 0.
             low, high = (jnp.log(jnp.maximum(side, _LEAST_LOSS)) for side in sides)
             loss = jnp.exp((1 - alpha) * low + alpha * high)
+        return Worst(bounded.logits, bounded.layers, loss)
+
+    return objective
+
+
+def distilled(
+    ball: Ball, eps: float, *, alpha: float = 0.1, steps: int = 8, attack_eps: float | None = None
+) -> Objective:
+    r"""AD-CERT: MTL-IBP whose attacked side learns the logits of a robust teacher instead of the label.
+
+    With x' what an attack on the network finds, T and F the softmax of the teacher and of the network, and w the logits
+    that IBP bounds, the loss is
+
+    .. math::
+
+      (1 - \alpha) \, KL(T(x') \| F(x')) + \alpha \, L(w) ,
+
+    where L is the cross-entropy with the label.
+
+    Args:
+      ball: `(x, radius) -> region`; bounded as a whole.
+      eps: radius at the end of the ramp.
+      alpha: 0 is distillation alone, 1 is IBP.
+      steps: of the attack.
+      attack_eps: radius of the attack at the end of the ramp; `eps` if None.
+
+    References:
+      `Improving Certified Robustness via Adversarial Distillation <https://arxiv.org/abs/2606.31653>`_, 2026
+    """
+
+    def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
+        if network.teacher is None:
+            raise ValueError(
+                "The distilled objective got a network without a teacher; expected Network(teacher=...), a function of "
+                "one example that returns logits."
+            )
+        region = _grown(ball, x, eps * scale)
+        wider = region if attack_eps is None else _grown(ball, x, attack_eps * scale)
+        found = _attack(network, x, label, wider, key, steps)
+        taught = jax.lax.stop_gradient(jax.nn.log_softmax(network.teacher(found)))
+        learned = jax.nn.log_softmax(network.certified(found))
+        divergence = optax.losses.kl_divergence_with_log_targets(learned, taught)
+        bounded = _propagated(network, region, label)
+        loss = (1 - alpha) * divergence + alpha * cross_entropy(bounded.logits, label)
         return Worst(bounded.logits, bounded.layers, loss)
 
     return objective

@@ -58,6 +58,7 @@ class Recipe:
       augment: `(key, image) -> image` for one example, or None.
       precision: of matrix products in bounds.
       needs_lipschitz: whether an objective uses estimated Lipschitz constants or norms.
+      teacher: logits of one example by another network, for the objective that learns from them; or None.
     """
 
     model: Any
@@ -74,6 +75,7 @@ class Recipe:
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     precision: jax.lax.PrecisionLike = None
     needs_lipschitz: bool = False
+    teacher: Callable[[jax.Array], jax.Array] | None = None
 
 
 def train_step(
@@ -146,7 +148,7 @@ def _certified_loss(
         norms, vectors = estimated_norms(graph, state.vectors)
         lipschitz = pairwise_lipschitz(graph, norms)
     attacked = classifier(recipe.model, jax.lax.stop_gradient(state.variables))
-    network = Network(f, attacked, lipschitz, norms, recipe.precision)
+    network = Network(f, attacked, lipschitz, norms, recipe.precision, recipe.teacher)
     outcome = recipe.objective(network, images, labels, scale, keys)
 
     logits = jax.lax.stop_gradient(jax.vmap(f)(images))

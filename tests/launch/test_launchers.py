@@ -113,6 +113,14 @@ def test_training_again_is_a_resume_that_has_nothing_to_do(workdir):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_a_teacher_is_loaded_by_its_name(tmp_path):
+    distilled = (*SMALL, "--config.losses={'linf': {'kind': 'distilled', 'alpha': 0.5}}")
+    arguments = ("train", "--config=configs/digits.py:linf", f"--workdir={tmp_path / 'pupil'}", *distilled)
+    assert "expected fit(..., teacher=f)" in mistake(launch(*arguments))
+    result = launch(*arguments, "--config.teacher=digits/linf")
+    assert "trained to step 40" in result.stdout, result.stderr
+
+
 def test_another_config_is_refused_and_nothing_changes(workdir):
     before = sorted(path.stat().st_mtime for path in workdir.rglob("*"))
     message = mistake(launch("train", CONFIG, f"--workdir={workdir}", *SMALL, "--config.seed=7"))
@@ -136,6 +144,7 @@ def test_a_missing_work_directory_is_named(tmp_path):
         (("--config.combine=sum",), "config.combine is 'sum'; expected one of joint"),
         (("--config.dataset=mnits",), "Unknown data set 'mnits'"),
         (("--config.model.name=cnn70",), "Unknown network 'cnn70'"),
+        (("--config.teacher=digits/lin",), "digits/lin"),
     ],
 )
 def test_mistakes_in_a_config_are_named(tmp_path, arguments, expected):

@@ -370,6 +370,43 @@ def test_attacks_may_reach_further_than_what_is_bounded(monkeypatch: pytest.Monk
     np.testing.assert_allclose(asked, [0.25, 0.25], rtol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_distillation_learns_the_teachers_logits_at_what_the_attack_finds(
+    monkeypatch: pytest.MonkeyPatch, alpha: float
+) -> None:
+    """AD-CERT by hand; of the label only the intervals know."""
+    ball, f, teacher, label = _ball(np.inf, None), _wide(), _wide(9), jnp.int32(2)
+    monkeypatch.setattr(objectives.attacks, "pgd", lambda f, x, label, region, **options: x + region.radius)
+    objective = objectives.distilled(ball, 0.1, alpha=alpha, attack_eps=0.25)
+    worst = objective(_network(f, teacher=teacher), _X, label, _ONE, _KEY)
+    taught, learned = (np.asarray(jax.nn.log_softmax(g(_X + 0.25)), np.float64) for g in (teacher, f))
+    divergence = np.sum(np.exp(taught) * (taught - learned))
+    bounded = _worst(objectives.dual_norm(ball, 0.1), f, _X, 2)
+    np.testing.assert_allclose(worst.logits, bounded, rtol=1e-4)
+    by_ibp = objectives.cross_entropy(jnp.asarray(bounded), label)
+    np.testing.assert_allclose(worst.loss, (1 - alpha) * divergence + alpha * by_ibp, rtol=1e-4)
+
+
+def test_who_already_knows_what_the_teacher_says_learns_nothing() -> None:
+    f = _wide()
+
+    def loss(shift: jax.Array, given: jax.Array) -> jax.Array:
+        objective = objectives.distilled(_ball(np.inf), 0.1, alpha=0.0)
+        network = _network(lambda x: f(x) + shift, teacher=lambda x: f(x) + given)
+        return objective(network, _X, jnp.int32(1), _ONE, _KEY).loss
+
+    pupil, of_the_teacher = jax.jit(jax.grad(loss, (0, 1)))(jnp.zeros(3), jnp.zeros(3))
+    np.testing.assert_allclose(pupil, 0.0, atol=1e-6)
+    pupil, of_the_teacher = jax.jit(jax.grad(loss, (0, 1)))(jnp.zeros(3), jnp.array([0.0, 1.0, 0.0]))
+    assert pupil[1] < -0.1 < 0 < pupil[0]
+    np.testing.assert_array_equal(of_the_teacher, 0.0)
+
+
+def test_distillation_without_a_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected Network\(teacher=...\)"):
+        objectives.distilled(_ball(np.inf), 0.1)(_network(_wide()), _X, jnp.int32(0), _ONE, _KEY)
+
+
 def test_an_unknown_combination_is_refused() -> None:
     with pytest.raises(ValueError, match="cc, mtl, exp"):
         objectives.expressive(_ball(np.inf), 0.1, combination="sum")

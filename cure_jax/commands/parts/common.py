@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 from absl import app, flags
 
-from cure_jax import data, models
+from cure_jax import data, models, training
 from cure_jax.commands.parts import help_of, settings, xla_flags
 from cure_jax.commands.parts.settings import in_one_line
 from cure_jax.training import CheckpointError, TrainingDiverged, WorkdirError
@@ -108,6 +108,14 @@ def load_split(config: Config, split: str) -> data.Dataset:
 def create_model(config: Config, num_classes: int) -> nn.Module:
     """The config's network."""
     return models.create(config.model.name, num_classes, **config.model.options.to_dict())
+
+
+def load_teacher(config: Config) -> Callable[[jax.Array], jax.Array] | None:
+    """The classifier that `config.teacher` names, a pretrained one or that of a work directory; None without one."""
+    if not config.teacher:
+        return None
+    is_kept = config.teacher in models.pretrained_names()
+    return (models.pretrained(config.teacher) if is_kept else training.load(config.teacher)).classifier
 
 
 def _enable_compilation_cache() -> None:
