@@ -99,7 +99,9 @@ class _Search:
 
     def narrowed(self, boxes: Interval, sides: np.ndarray) -> Inside:
         """Bounds of the layers on parts of the region."""
-        return narrowed_batch(self.problem.f, self.problem.region, self.root, boxes, sides)
+        # A core is busy with one domain, an accelerator with many.
+        at_once = None if jax.default_backend() == "cpu" else self.settings.batch_size
+        return narrowed_batch(self.problem.f, self.problem.region, self.root, boxes, sides, at_once=at_once)
 
     def take(self, domains: Sequence[Domain], inside: Inside, step: Step) -> Witness | None:
         """Enters what a step found; a counterexample ends the search."""

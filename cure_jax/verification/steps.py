@@ -86,8 +86,10 @@ def batch_of(domains: Sequence[Domain]) -> Batch:
     return Batch(which, *jax.tree.map(lambda *leaves: np.stack(leaves), *parts))
 
 
-@jax.jit
-def narrowed_batch(f: Partial, region: Region, root: Root, boxes: Interval, sides: jax.Array) -> Inside:
+@functools.partial(jax.jit, static_argnames="at_once")
+def narrowed_batch(  # noqa: PLR0913  (what is compiled once takes everything else as an argument)
+    f: Partial, region: Region, root: Root, boxes: Interval, sides: jax.Array, *, at_once: int | None = None
+) -> Inside:
     """Bounds the layers of a batch of domains anew, see `narrowed`.
 
     Args:
@@ -96,6 +98,8 @@ def narrowed_batch(f: Partial, region: Region, root: Root, boxes: Interval, side
       root: bounds on it.
       boxes: `[batch, neurons]`, of parts that hold the domains.
       sides: `[batch, neurons]`.
+      at_once: domains that go through the layers together, each for as long as the slowest of them; None: one after the
+        other, each as long as what was cut makes it.
     """
     graph = traced(f, region)
 
@@ -103,8 +107,7 @@ def narrowed_batch(f: Partial, region: Region, root: Root, boxes: Interval, side
         own, empty = narrowed(graph, region, root, *part)
         return Inside(own.joined_boxes(), own.others, empty)
 
-    # One after the other: each takes as long as what was cut makes it.
-    return jax.lax.map(one, (boxes, sides))
+    return jax.lax.map(one, (boxes, sides), batch_size=at_once)
 
 
 def whole_batch(root: Root, size: int) -> Inside:

@@ -13,6 +13,7 @@ from cure_jax.regions import Interval
 from cure_jax.verification.problem import Specification
 from cure_jax.verification.roots import _reached, narrowed, root_bounds, traced
 from cure_jax.verification.split_bound import Multipliers, Network, branching, first, least, maximise
+from cure_jax.verification.steps import narrowed_batch
 from tests.networks import NETWORKS
 
 REGIONS = {
@@ -170,12 +171,18 @@ def test_what_no_cut_reaches_keeps_its_bounds():
     ends = np.cumsum([box.lower.size for box in root.boxes])
     free = np.flatnonzero((known.lower < 0) & (known.upper > 0))
     unknown = Interval(jnp.full_like(known.lower, -jnp.inf), jnp.full_like(known.upper, jnp.inf))
-    narrow = jax.jit(lambda boxes, sides: narrowed(graph, region, root, boxes, sides)[0].joined_boxes())
-    for neuron in (free[0], free[free >= ends[0]][0], free[free >= ends[1]][0]):
-        sides = jnp.zeros(known.lower.shape, jnp.int8).at[neuron].set(1)
-        some, all_anew = (narrow(boxes, sides) for boxes in (known, unknown))
-        np.testing.assert_allclose(some.lower, all_anew.lower, atol=1e-5)
-        np.testing.assert_allclose(some.upper, all_anew.upper, atol=1e-5)
+    # A neuron of each layer.
+    sides = np.zeros((3, *known.lower.shape), np.int8)
+    sides[range(3), [free[0], free[free >= ends[0]][0], free[free >= ends[1]][0]]] = 1
+    boxes = [jax.tree.map(lambda end: jnp.stack([end] * 3), box) for box in (known, unknown)]
+    some, all_anew = (narrowed_batch(f, region, root, box, sides) for box in boxes)
+    # As accelerators do it.
+    together = narrowed_batch(f, region, root, boxes[0], sides, at_once=2)
+    for other in (all_anew, together):
+        np.testing.assert_allclose(some.boxes.lower, other.boxes.lower, atol=1e-5)
+        np.testing.assert_allclose(some.boxes.upper, other.boxes.upper, atol=1e-5)
+        np.testing.assert_array_equal(some.empty, other.empty)
+    assert np.any(np.asarray(some.boxes.lower) > np.asarray(known.lower), axis=1).all()
     network = Network(graph, region, root)
     cut = {index: jnp.zeros(layer.box.shape, bool) for index, layer in network.layers.items()}
     first_layer = next(iter(cut))
