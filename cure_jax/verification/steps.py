@@ -87,7 +87,7 @@ def batch_of(domains: Sequence[Domain]) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnames="at_once")
-def narrowed_batch(  # noqa: PLR0913  (what is compiled once takes everything else as an argument)
+def narrowed_batch(
     f: Partial, region: Region, root: Root, boxes: Interval, sides: jax.Array, *, at_once: int | None = None
 ) -> Inside:
     """Bounds the layers of a batch of domains anew, see `narrowed`.
