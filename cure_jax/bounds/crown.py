@@ -193,7 +193,7 @@ def relaxed(
       arithmetic: as for `crown`.
       kept: what relaxes some layers in its own way, if anything does.
       within: bounds that are known, and what of them is to become tighter. Only inputs count whose operands lie there;
-        where `operands` have an upper end below the lower one there are none, up to rounding.
+        where there are none, or by rounding, `operands` have an upper end below the lower one.
 
     Raises:
       ValueError: if bounds that are passed in do not fit the graph, or rounding is not covered.

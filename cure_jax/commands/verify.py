@@ -111,9 +111,8 @@ def verify_images(workdir: Path) -> None:
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
     step = int(fitted.state.step)
     origin = {"step": step, "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step)}
-    parts = KnownVerdicts(
-        workdir / f"{_name()}_parts.jsonl", {**origin, "timeout": _TIMEOUT.value, "split": _SPLIT.value}
-    )
+    asked = {"timeout": _TIMEOUT.value, "split": _SPLIT.value, "radii": fitted.config.radii.to_dict()}
+    parts = KnownVerdicts(workdir / f"{_name()}_parts.jsonl", {**origin, **asked})
     found = cj.verify_dataset(
         fitted.classifier,
         images,

@@ -111,8 +111,6 @@ class _Search:
         for i, domain in enumerate(domains):
             # A part is bounded by what bounds the whole. What is not a finite number is no bound.
             bound = max(domain.bound, float(step.bound[i])) if np.isfinite(step.bound[i]) else domain.bound
-            if inside.empty[i]:
-                continue
             if 0 < bound < math.inf:
                 self.margin = min(self.margin, bound)
             elif np.any(step.candidates.slack[i] >= 0):
@@ -145,7 +143,7 @@ class _Search:
         found = [self.step(children[start : start + size]) for start in range(0, len(children), size)]
         inside, step = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
         gains = np.full(slack.shape, -1.0)
-        gains[tuple(places.T)] = _gains([parents[i].bound for i, _ in places], inside, step)
+        gains[tuple(places.T)] = _gains([parents[i].bound for i, _ in places], step)
         self.rates.learn(gains, slack)
         best = np.argmax(gains, axis=1)
         kept = np.flatnonzero(np.repeat(places[:, 1] == best[places[:, 0]], 2))
@@ -207,10 +205,10 @@ class _Search:
         return Outcome(status, witness, margin, self.bounded, reason)
 
 
-def _gains(before: Sequence[float], inside: Inside, step: Step) -> np.ndarray:
+def _gains(before: Sequence[float], step: Step) -> np.ndarray:
     """What the bounds of halves, one behind the other, are worth more than those of the domains."""
     whole = np.asarray(before)
-    bounds = np.where(inside.empty, 0, np.where(np.isfinite(step.bound), step.bound, -np.inf)).reshape(-1, 2)
+    bounds = np.where(np.isfinite(step.bound), step.bound, -np.inf).reshape(-1, 2)
     right, left = np.maximum(bounds, whole[:, None]).T
     return np.asarray(worth(right, left) - worth(whole, whole))
 
@@ -243,8 +241,8 @@ def search(  # noqa: PLR0913  (a problem, what is known of it, and how to go on)
       saved: where the state is kept, and taken up again.
 
     Returns:
-      VERIFIED if every domain has a finite bound above 0, or no inputs; FALSIFIED with a witness; TIMEOUT where a limit
-      was reached; UNKNOWN where a domain is left over that cannot be split.
+      VERIFIED if every domain has a finite bound above 0, or is a leaf that is proved to be empty; FALSIFIED with a
+      witness; TIMEOUT where a limit was reached; UNKNOWN where a domain is left over that cannot be split.
     """
     state = _Search(problem, root, settings, splittable=not stuck)
     before = saved.load() if saved else None

@@ -24,9 +24,6 @@ from cure_jax.verification.split_bound import Network, Root, branching
 
 __all__ = ["has_balls", "is_box", "narrowed", "others", "root_bounds", "tightened", "traced"]
 
-# By how much ends of an interval may contradict each other for reasons of rounding, as a part of them.
-_ROUNDING = 1e-5
-
 
 def traced(f: Partial, region: Region) -> Graph:
     """The network as a graph."""
@@ -97,11 +94,16 @@ def tightened(f: Partial, region: Region, root: Root, specifications: Specificat
     # The rows are affine in the output of f: they add no nonlinear equation.
     found = _sorted(graph, [intervals[node.index] for e in _nonlinear(graph) for node in e.bounded], {})
     boxes = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.boxes, found.boxes, strict=True))
-    others = tuple(old.intersect(new.without_overflow()) for old, new in zip(root.others, found.others, strict=True))
-    return Root(boxes, root.balls, others)
+    # Whether an output is defined is asked of the rows here, and of what f returns there.
+    names = [equation.name for equation in others(graph) for _ in equation.bounded]
+    rest = tuple(
+        old if name == "defined" else old.intersect(new.without_overflow())
+        for name, old, new in zip(names, root.others, found.others, strict=True)
+    )
+    return Root(boxes, root.balls, rest)
 
 
-def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: jax.Array) -> tuple[Root, jax.Array]:
+def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: jax.Array) -> Root:
     """Bounds of all layers on a part of the region: CROWN's, with the layers before cut at their kinks.
 
     Only neurons are bounded anew that depend on one which is cut: most often the one that was split last.
@@ -114,11 +116,12 @@ def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: j
       sides: `[neurons]`, the part: 1 right of the kink, -1 left of it, 0 not split.
 
     Returns:
-      The bounds, cut at the kinks; and whether they say that no input is in the part.
+      The bounds, cut at the kinks.
 
     Soundness:
       They hold for every input of the region whose neurons are on these sides, in real arithmetic. Ends that contradict
-      each other count as such only where they do so by more than a rounding.
+      each other say nothing: rounding can make them so where large terms cancel. They are exchanged, and a part without
+      inputs is left to the bounds.
     """
     network = Network(graph, region, root.on(boxes))
     cut = {index: network.cut(index, sides).box for index in network.layers}
@@ -127,16 +130,15 @@ def narrowed(graph: Graph, region: Region, root: Root, boxes: Interval, sides: j
         index = equation.output.index
         within.extend([cut[index]] if index in cut else [next(rest) for _ in equation.bounded])
     if not within:
-        return network.root, jnp.zeros((), bool)
+        return network.root
     smaller = {
         index: ((box.lower.ravel() > boxes.lower[part]) | (box.upper.ravel() < boxes.upper[part])).reshape(box.shape)
         for (index, box), part in zip(cut.items(), network.slices.values(), strict=True)
     }
     known = Within(within, _reached(graph, smaller))
     found = _sorted(graph, list(relaxed(graph, region, "crown", within=known).operands), {})
-    gaps = [jnp.any(box.lower - box.upper > _ROUNDING * jnp.maximum(1, jnp.abs(box.lower))) for box in found.boxes]
     layers, rest = (tuple(box.ordered().without_overflow() for box in part) for part in (found.boxes, found.others))
-    return Root(layers, root.balls, rest), functools.reduce(jnp.logical_or, gaps, jnp.zeros((), bool))
+    return Root(layers, root.balls, rest)
 
 
 def _reached(graph: Graph, cut: Mapping[int, jax.Array]) -> list[jax.Array]:

@@ -92,8 +92,10 @@ class Saved:
 
 
 def _question(problem: Problem, how: str) -> str:
-    program = str(jax.make_jaxpr(lambda f, x: f(x))(problem.f, problem.region.bounding_box().lower))
-    # Functions are printed with their addresses.
-    program = re.sub(r"0x[0-9a-f]+", "", program)
-    parts = [how, program, problem.f, problem.region, problem.specifications, problem.ends]
+    traced = jax.jit(lambda f, x: f(x)).trace(problem.f, problem.region.bounding_box().lower)
+    # The equations name custom bounds, the program has the constants that a function holds, and the structure what is
+    # no array: the norm of a ball. Functions are printed with their addresses.
+    structure = jax.tree.structure((problem.f, problem.region))
+    words = [re.sub(r"0x[0-9a-f]{8,}", "", str(part)) for part in (traced.jaxpr, structure)]
+    parts = [how, *words, traced.lower().as_text(), problem.f, problem.region, problem.specifications, problem.ends]
     return digest([part for part in parts if part is not None]).hex()

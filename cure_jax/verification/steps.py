@@ -51,12 +51,10 @@ class Inside(NamedTuple):
     Attributes:
       boxes: `[batch, neurons]`, of the operands of the layers that can be split.
       others: `[batch, ...]`, of the operands of all other nonlinear equations.
-      empty: `[batch]`, whether the boxes say that there are no inputs. What is on a kink belongs to both of its sides.
     """
 
     boxes: Interval
     others: tuple[Interval, ...]
-    empty: Any
 
 
 class Step(NamedTuple):
@@ -104,8 +102,8 @@ def narrowed_batch(
     graph = traced(f, region)
 
     def one(part: tuple[Interval, jax.Array]) -> Inside:
-        own, empty = narrowed(graph, region, root, *part)
-        return Inside(own.joined_boxes(), own.others, empty)
+        own = narrowed(graph, region, root, *part)
+        return Inside(own.joined_boxes(), own.others)
 
     return jax.lax.map(one, (boxes, sides), batch_size=at_once)
 
@@ -113,7 +111,7 @@ def narrowed_batch(
 def whole_batch(root: Root, size: int) -> Inside:
     """The same of domains that are all of the region."""
     boxes, others = jax.tree.map(lambda leaf: np.stack([leaf] * size), (root.joined_boxes(), root.others))
-    return Inside(boxes, others, np.zeros(size, bool))
+    return Inside(boxes, others)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "tried"))

@@ -29,7 +29,7 @@ from cure_jax.verification.roots import is_box, others, root_bounds, traced
 from cure_jax.verification.saved import Saved
 from cure_jax.verification.split_bound import branching
 from cure_jax.verification.verdict import Status, Verdict
-from cure_jax.verification.witness import attack, confirmed, least_values
+from cure_jax.verification.witness import attack, confirmed, evaluated
 
 __all__ = ["Branching", "Options", "verify", "verify_property"]
 
@@ -121,8 +121,8 @@ def verify(  # noqa: PLR0913  (a question, and how long it may take)
 
     Soundness:
       VERIFIED: every domain has a finite bound above 0, in float32 with some room for rounding, which is not a bound of
-      it, or boxes of its neurons that contradict each other by more than such a room; leaves in float64. FALSIFIED: the
-      witness is in the region, in float64, and `f` is wrong there in float32 and in float64.
+      it; leaves in float64. FALSIFIED: the witness is in the region, in float64, and `f` is wrong there in float32 and
+      in float64.
 
     References:
       Bunel et al., Branch and Bound for Piecewise Linear Neural Network Verification (JMLR 2020); Wang et al.,
@@ -299,9 +299,9 @@ def _constant(problem: Problem) -> Outcome:
     witness = confirmed(problem, point[None])
     if witness is not None:
         return Outcome(Status.FALSIFIED, witness, witness.margin, 1, "f does not depend on its input")
-    value = least_values(problem, point)
+    value = float(np.min(evaluated(problem, point)))
     status = Status.VERIFIED if np.isfinite(value) and value > 0 else Status.UNKNOWN
-    return Outcome(status, None, float(value), 1, "f does not depend on its input")
+    return Outcome(status, None, value, 1, "f does not depend on its input")
 
 
 def _splits_inputs(region: Region, graph: Graph, wanted: Branching) -> bool:

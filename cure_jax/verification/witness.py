@@ -14,7 +14,7 @@ from cure_jax.bounds import in_float64
 from cure_jax.regions import Box, Region
 from cure_jax.verification.problem import Problem, Specification, values_of_points, worst_values
 
-__all__ = ["Witness", "attack", "confirmed", "least_values"]
+__all__ = ["Witness", "attack", "confirmed", "evaluated"]
 
 # Towards the middle of the region, until rounding leaves a point inside.
 _SHRINKAGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4)
@@ -47,22 +47,26 @@ def confirmed(problem: Problem, points: np.ndarray) -> Witness | None:
     for point in points:
         inside = _inside(problem, np.asarray(point))
         if inside is not None:
-            margin = least_values(problem, inside)
+            margin = _least(problem, inside)
             if margin <= 0:
                 return Witness(inside, margin)
     return None
 
 
-def least_values(problem: Problem, point: np.ndarray) -> float:
+def _least(problem: Problem, point: np.ndarray) -> float:
     """The greatest row of the specification that is broken the most: the larger of two evaluations.
 
     NaN if one of them is not a number.
     """
-    narrow = jnp.asarray(point, problem.region.bounding_box().dtype)
-    narrow = np.asarray(values_of_points(problem.f, problem.specifications, narrow[None]), np.float64)
-    wide = in_float64(values_of_points)(problem.f, problem.specifications, point[None])
     # The same specification must be broken in both.
-    return float(np.min(np.maximum(narrow, wide)))
+    return float(np.min(np.maximum(*evaluated(problem, point))))
+
+
+def evaluated(problem: Problem, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The greatest row of each specification at a point, `[specifications]`: in the dtype of the region, in float64."""
+    narrow = jnp.asarray(point, problem.region.bounding_box().dtype)
+    narrow = np.asarray(values_of_points(problem.f, problem.specifications, narrow[None])[0], np.float64)
+    return narrow, np.asarray(in_float64(values_of_points)(problem.f, problem.specifications, point[None])[0])
 
 
 def _inside(problem: Problem, point: np.ndarray) -> np.ndarray | None:

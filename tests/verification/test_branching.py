@@ -38,7 +38,7 @@ def test_candidates_are_the_best_of_their_layers():
         sides = jnp.zeros(24, jnp.int8).at[neuron].set(side)
         start = one(step.multipliers)
         start = start._replace(beta=start.beta.at[neuron].set(0))
-        inside = narrowed(network.graph, region, root, root.joined_boxes(), sides)[0] if again else root
+        inside = narrowed(network.graph, region, root, root.joined_boxes(), sides) if again else root
         value = least(Network(network.graph, region, inside), one(specifications), sides, start)[0]
         return jnp.minimum(value, 0)
 

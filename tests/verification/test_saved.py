@@ -9,7 +9,9 @@ import pytest
 from jax.tree_util import Partial
 
 import cure_jax as cj
+from cure_jax.certification.batches import as_pytree
 from cure_jax.verification import Options, Status, saved, verify, verify_property
+from cure_jax.verification.problem import Problem, of_class
 from tests.networks import random_mlp
 
 ACTIVATIONS = Options(batch_size=4, steps=1, branching="activations", attack_steps=5, attack_restarts=1)
@@ -107,3 +109,21 @@ def test_the_state_of_another_search_and_a_damaged_one_are_refused(tmp_path, mon
             verify(f, x, label, region, 600.0, options=few, state_file=path)
     with pytest.raises(FileNotFoundError):
         verify(f, x, label, region, 600.0, options=few, state_file=tmp_path / "missing" / "state.npz")
+
+
+def test_a_state_belongs_to_one_norm_and_to_the_weights_that_a_function_holds():
+    x = jnp.full(4, 0.5)
+
+    def question(f, region):
+        return saved._question(Problem(as_pytree(f), region, of_class(0, 3)), "activations")
+
+    def holding(scale):
+        weights = scale * jnp.arange(12.0).reshape(3, 4)
+        inner = jax.jit(lambda x: jnp.dot(weights, x, precision="highest"))
+        return lambda x: jax.nn.relu(inner(x))
+
+    regions = [*(ball(x, 0.1) for ball in (cj.l1_ball, cj.l2_ball, cj.linf_ball)), cj.l0_ball(x, 1), cj.l0_ball(x, 2)]
+    questions = [question(holding(1.0), region) for region in regions]
+    assert len(set(questions)) == len(regions)
+    assert question(holding(1.0), regions[0]) == questions[0]
+    assert question(holding(2.0), regions[0]) != questions[0]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from jax.tree_util import Partial
 
 import cure_jax as cj
 from cure_jax.certification import UnsafeSet
+from cure_jax.certification.batches import as_pytree
 from cure_jax.verification import Options, Status, verify, verify_property
+from cure_jax.verification.problem import Problem, of_class
+from cure_jax.verification.roots import root_bounds, tightened, traced
 from tests.networks import random_mlp
 
 ACTIVATIONS = Options(batch_size=8, steps=10, branching="activations", attack_steps=5, attack_restarts=1)
@@ -121,6 +125,66 @@ def test_what_is_not_a_number_proves_nothing():
                 broken, x, 0, cj.linf_ball(x, 0.5), 3.0, options=dataclasses.replace(options, max_domains=50)
             )
             assert verdict.status is not Status.VERIFIED
+
+
+def hidden_among_large_terms(parameters, x):
+    """Class 1 wins where x[0] is near 0.85; neurons of no account are sums of large terms that cancel."""
+    first, second, bias = parameters
+    distance = x[0] - jnp.array([0.8, 0.85])
+    away, still = jnp.abs(distance), jax.nn.relu(jnp.dot(first, x[1:], precision="highest"))
+    after = jax.nn.relu(jnp.dot(second, jnp.concatenate([away, still]), precision="highest") + bias)
+    falls = -10.0 * (away[0] + distance[0]) + 20.0 * (away[1] + distance[1])
+    return jnp.stack([0.5 + falls + 1e-6 * jnp.sum(after), jnp.zeros(())])
+
+
+@pytest.mark.parametrize("seed", [13, 22])
+def test_what_large_terms_leave_after_rounding_rules_nothing_out(seed):
+    """Boxes of such a neuron contradict each other by a rounding; the part has inputs all the same."""
+    rng = np.random.default_rng(seed)
+    x = np.concatenate([[0.5], rng.uniform(0, 255, size=28)]).astype(np.float32)
+    first = rng.normal(size=(64, 28)).astype(np.float32)
+    second = rng.normal(size=(64, 66)).astype(np.float32)
+    second[:, :2] *= 1e-4
+    sums = second[:, 2:].astype(float) @ np.maximum(first.astype(float) @ x[1:], 0)
+    f = Partial(hidden_among_large_terms, tuple(map(jnp.asarray, (first, second, (-sums).astype(np.float32)))))
+    region = cj.linf_ball(jnp.asarray(x), jnp.asarray([0.4] + [0.0] * 28, jnp.float32))
+    found = verify(f, jnp.asarray(x), 0, region, 600.0, options=ACTIVATIONS)
+    point = jnp.asarray(x).at[0].set(0.85)
+    assert bool(region.contains(point))
+    assert f(point)[0] < -0.4
+    assert found.status is Status.FALSIFIED
+
+
+def test_a_constant_is_proved_where_both_evaluations_say_so():
+    """Four small steps that float32 rounds up to more than twice as much as they are."""
+
+    def steps(step, x):
+        return jnp.stack([1 + 2 * step, (((1 + step) + step) + step) + step])
+
+    x = jnp.array([0.5, 0.5])
+    found = verify(Partial(steps, jnp.float32(5e-8)), x, 0, cj.linf_ball(x, 0.1))
+    assert found.status is Status.UNKNOWN
+    assert found.margin < 0
+
+
+def test_layers_are_bounded_anew_where_a_judgement_rests_on_a_root():
+    """Whether all is defined is asked of the rows there, of which there may be more than outputs."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
+
+    def f(weights, x):
+        hidden = jax.nn.relu(jnp.dot(weights, x, precision="highest"))
+        scaled = hidden / jnp.sqrt(jnp.sum(hidden * hidden) + 1.0)
+        bent = jnp.where(scaled > 0.1, scaled, 0.3 * scaled + 0.07)
+        return jnp.dot(weights.T, jax.nn.relu(bent - 0.2), precision="highest")[:3]
+
+    problem = Problem(as_pytree(Partial(f, weights)), cj.linf_ball(jnp.full(4, 0.5), 0.1), of_class(0, 3))
+    root = root_bounds(problem.f, problem.region)
+    found = tightened(problem.f, problem.region, root, problem.rounded, steps=2)
+    assert traced(problem.f, problem.region).equations[-1].name == "defined"
+    for old, new in zip((*root.boxes, *root.others), (*found.boxes, *found.others), strict=True):
+        assert old.shape == new.shape
+        assert np.all(new.lower >= old.lower)
+        assert np.all(new.upper <= old.upper)
 
 
 def test_functions_without_kinks_and_without_inputs():
