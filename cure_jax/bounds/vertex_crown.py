@@ -1,4 +1,4 @@
-"""CROWN for l_1 balls and l_0 balls of single numbers, its layers bounded at the vertices of the ball.
+"""CROWN for l_1 and l_0 balls, its layers bounded at the vertices of the ball.
 
 As `crown`, with one difference: negative coefficients on a convex activation (ReLU, leaky ReLU) do not meet its upper
 line. They are kept, and bounded together with those on the input at the vertices of the ball (`folding.vertices`), in
@@ -62,15 +62,16 @@ def vertex_crown(
     Returns:
       A function `Region -> Interval` with lower and upper `[*output]`; it can be jitted and vmapped, and differentiated
       with steps=0.
-      For other regions (l_0 balls that count pixels of several channels among them), and for networks without ReLU,
-      leaky ReLU or |x|, what `crown` gives. |x| takes part where its operand is an affine function of the input.
+      For other regions, and for networks without ReLU, leaky ReLU or |x|, what `crown` gives. |x| takes part where its
+      operand is an affine function of the input.
 
     Raises:
       UnsupportedPrimitive: naming primitive and source line.
 
     Soundness:
       As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, and for l_0 balls
-      with k > 1, layers are looked at outside of the box.
+      of more than one number, layers are looked at outside of the box. A pixel of several channels counts as so many
+      numbers, which may lie anywhere.
 
     References:
       Behl, Kumar, Torr and Dvijotham, `Overcoming the Convex Barrier for Simplex Inputs

@@ -156,7 +156,7 @@ def pixel_attack(
     Raises:
       ValueError: if a pixel has more than 6 channels that count as one.
     """
-    channels = 1 if region.counts_numbers else x.shape[-1]
+    channels = region.channels
     if channels > _MOST_CHANNELS:
         raise ValueError(
             f"pixel_attack got pixels of {channels} channels; expected at most {_MOST_CHANNELS}, as it tries all "

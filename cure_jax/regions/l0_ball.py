@@ -57,9 +57,9 @@ class L0Ball:
         return self.center.dtype
 
     @property
-    def counts_numbers(self) -> bool:
-        """Whether each number counts alone: it is asked for, or there is one channel only."""
-        return not _has_channels(self.shape, self.per) or self.shape[-1] == 1
+    def channels(self) -> int:
+        """How many numbers count as one pixel."""
+        return self.shape[-1] if _has_channels(self.shape, self.per) else 1
 
     def support(self, coefficients: Float[Array, "*x"]) -> Float[Array, ""]:
         """Return h(a) = max over the region of <a, x>, with a maximiser as its gradient.

@@ -202,10 +202,17 @@ def test_concave_functions_of_one_pixel_are_bounded_exactly_at_its_ends():
     assert jnp.all(jax.jit(cj.crown(f))(region).lower < exact - 0.1)
 
 
-def test_pixels_of_several_channels_are_not_looked_at_as_vertices():
-    f = lambda x: jnp.sum(jax.nn.relu(x - 0.2))[None]  # noqa: E731
-    region = random_ball(0, (2, 2, 2), "pixel", 1)
-    chex.assert_trees_all_close(jax.jit(cj.vertex_crown(f))(region), jax.jit(cj.crown(f))(region))
+def test_at_vertices_a_pixel_is_as_many_numbers_as_it_has_channels():
+    f = lambda x: 1.0 - jnp.sum(jax.nn.relu(x - 0.2))[None]  # noqa: E731
+    pixel, numbers = (cj.l0_ball(jnp.full((3, 3, 2), 0.2), k, per=per) for k, per in ((1, "pixel"), (2, "channel")))
+    found, of_numbers, by_crown = (
+        jax.jit(bound(f))(region)
+        for bound, region in ((cj.vertex_crown, pixel), (cj.vertex_crown, numbers), (cj.crown, pixel))
+    )
+    chex.assert_trees_all_close(found, of_numbers)
+    exact = jnp.min(jax.vmap(f)(jnp.stack([*corners(pixel)])))
+    np.testing.assert_allclose(found.lower[0], exact, rtol=1e-5)
+    assert by_crown.lower[0] < exact - 0.1
 
 
 def test_convolutions_see_it_through_their_windows(monkeypatch):

@@ -21,7 +21,8 @@ and are substituted back.
 
 The hull of an l_0 ball of k numbers is of the same kind: with o_i from the center to an end of the box, its offsets are
 sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. For k = 1 the vertices are points of the region; else they lie
-outside of the box, and a layer may be looked at where no input is.
+outside of the box, and a layer may be looked at where no input is. A ball of k pixels with c channels lies in that of
+k c numbers.
 """
 
 import dataclasses
@@ -77,13 +78,14 @@ class Vertices(NamedTuple):
 
 
 def vertices_of(region: Region) -> Vertices | None:
-    """The vertices behind an l_1 ball, or an l_0 ball of single numbers; None for other regions."""
+    """The vertices behind an l_1 ball, or an l_0 ball; None for other regions."""
     if isinstance(region, LpBall) and region.p == 1:
         return Vertices(region.center, region.radius, region.radius, *region.room())
-    if isinstance(region, L0Ball) and region.counts_numbers and region.k:
-        share = jnp.full_like(region.center, 1 / region.k)
+    if isinstance(region, L0Ball) and region.k:
+        count = region.k * region.channels
+        share = jnp.full_like(region.center, 1 / count)
         up, down = jnp.maximum(region.upper - region.center, 0), jnp.maximum(region.center - region.lower, 0)
-        return Vertices(region.center, region.k * up, region.k * down, share, share)
+        return Vertices(region.center, count * up, count * down, share, share)
     return None
 
 
