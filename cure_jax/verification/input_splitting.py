@@ -1,8 +1,9 @@
 """Branch and bound on the inputs themselves, for networks of few.
 
-A box of inputs is cut in two along one of its sides, and the halves are bounded by CROWN, many at once. All it needs
-are bounds that get tight on small boxes, so it decides networks of any functions; but the number of boxes grows with a
-power that is the number of inputs.
+A box of inputs is cut in two along one of its sides, and the halves are bounded by CROWN, many at once. Which side is
+found by trial: the halves of each are bounded, and those of the best one are kept. All it needs are bounds that get
+tight on small boxes, so it decides networks of any functions; but the number of boxes grows with a power that is the
+number of inputs.
 """
 
 import functools
@@ -23,14 +24,17 @@ from cure_jax.bounds.crown import relaxed
 from cure_jax.bounds.folding import linear
 from cure_jax.graph import Node
 from cure_jax.regions import Box
+from cure_jax.verification.branching import worth
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
 from cure_jax.verification.saved import Saved
 from cure_jax.verification.verdict import Status
-from cure_jax.verification.witness import confirmed
+from cure_jax.verification.witness import Witness, confirmed
 
 __all__ = ["split_inputs"]
 
+# Sides of a box whose halves are bounded: those along which the linear bound changes most.
+_TRIED = 8
 # Of sums, in units of the last place of their terms.
 _ROUNDING = 4
 # What a box that waits consists of.
@@ -44,7 +48,7 @@ class _Step(NamedTuple):
       bound: `[batch]`, of the specification that is least proved.
       points: `[batch, 2, *x]`, the middle, and the corner where the worst row seems least.
       values: `[batch, 2]`, the least greatest row of any specification there.
-      scores: `[batch, *x]`, how much the bound may gain from cutting each side.
+      scores: `[batch, *x]`, how much the linear bounds change along each side.
     """
 
     bound: Any
@@ -113,16 +117,19 @@ def split_inputs(problem: Problem, limits: Limits, batch_size: int, saved: Saved
     search = _Search(problem, limits, batch_size)
     before = saved.load() if saved else None
     if before is None:
-        boxes = [(-math.inf, lower, upper)]
+        outcome = search.run([(-math.inf, lower, upper)], saved)
     else:
         search.restore(before)
-        boxes = search.halves()
-    outcome = search.run(boxes, saved)
+        outcome = search.run([], saved)
     if saved and outcome.status is Status.TIMEOUT:
         saved.keep(search.saved, now=True)
     elif saved:
         saved.forget()
     return outcome
+
+
+# A bound that is known, and the ends.
+_Known = tuple[float, np.ndarray, np.ndarray]
 
 
 class _Search:
@@ -131,22 +138,23 @@ class _Search:
         self.heap: list[tuple[float, int, np.ndarray, np.ndarray, np.ndarray]] = []
         self.order, self.bounded, self.margin, self.undecided = itertools.count(), 0, math.inf, math.inf
 
-    def run(self, boxes: Sequence[tuple[float, np.ndarray, np.ndarray]], saved: Saved | None) -> Outcome:
+    def run(self, boxes: Sequence[_Known], saved: Saved | None) -> Outcome:
         """Bounds boxes, and cuts what is not proved."""
-        while boxes:
-            size = 3 * boxes[0][1].nbytes
-            witness = self.take(boxes)
-            if witness is not None:
-                return Outcome(
-                    Status.FALSIFIED, witness, witness.margin, self.bounded, "splitting inputs found a counterexample"
-                )
+        bounds, scores, witness = self.bound(boxes)
+        self.enter(boxes, bounds, scores)
+        while witness is None:
             self.limits.tell(Progress(self.bounded, len(self.heap), self.worst, time.monotonic() - self.limits.start))
-            limit = self.limits.exceeded(self.bounded, len(self.heap) * size)
-            if self.heap and limit:
+            if not self.heap:
+                break
+            waiting = len(self.heap) * 3 * self.heap[0][2].nbytes
+            if limit := self.limits.exceeded(self.bounded, waiting):
                 return Outcome(Status.TIMEOUT, None, self.worst, self.bounded, limit)
             if saved:
                 saved.keep(self.saved)
-            boxes = self.halves()
+            witness = self.split()
+        if witness is not None:
+            reason = "splitting inputs found a counterexample"
+            return Outcome(Status.FALSIFIED, witness, witness.margin, self.bounded, reason)
         if self.undecided < math.inf:
             reason = "a box of inputs that cannot be cut any more was not proved"
             return Outcome(Status.UNKNOWN, None, self.worst, self.bounded, reason)
@@ -170,8 +178,9 @@ class _Search:
         """The least bound of anything."""
         return min(self.margin, self.undecided, self.heap[0][0] if self.heap else math.inf)
 
-    def take(self, boxes: Sequence[tuple[float, np.ndarray, np.ndarray]]) -> Any:
-        """Bounds some boxes; a counterexample ends the search."""
+    def bound(self, boxes: Sequence[_Known]) -> tuple[np.ndarray, np.ndarray, Witness | None]:
+        """Bounds of boxes, never below what is known, their scores; and a counterexample, if one is met."""
+        bounds, scores = [], []
         for start in range(0, len(boxes), self.batch_size):
             part = boxes[start : start + self.batch_size]
             padded = [part[min(i, len(part) - 1)] for i in range(self.batch_size)]
@@ -181,29 +190,56 @@ class _Search:
             broken = (step.values[: len(part)] <= 0).ravel()
             points = step.points[: len(part)].reshape(-1, *lower.shape[1:])
             witness = confirmed(self.problem, points[broken][:4])
+            known = np.asarray([box[0] for box in part])
+            found = step.bound[: len(part)]
+            bounds.append(np.where(np.isfinite(found), np.maximum(found, known), known))
+            scores.append(step.scores[: len(part)])
             if witness is not None:
-                return witness
-            for i, (known, low, high) in enumerate(part):
-                bound = max(known, float(step.bound[i])) if np.isfinite(step.bound[i]) else known
-                if 0 < bound < math.inf:
-                    self.margin = min(self.margin, bound)
-                else:
-                    heapq.heappush(self.heap, (bound, -next(self.order), low, high, step.scores[i]))
+                return np.concatenate(bounds), np.concatenate(scores), witness
+        return np.concatenate(bounds or [np.zeros(0)]), np.concatenate(scores or [np.zeros(0)]), None
+
+    def enter(self, boxes: Sequence[_Known], bounds: np.ndarray, scores: np.ndarray) -> None:
+        """Puts boxes aside that are proved, and the others on the heap."""
+        for (_, low, high), bound, score in zip(boxes, bounds.tolist(), scores, strict=False):
+            if 0 < bound < math.inf:
+                self.margin = min(self.margin, bound)
+            else:
+                # A copy: a view would keep the whole batch.
+                heapq.heappush(self.heap, (bound, -next(self.order), low, high, score.copy()))
+
+    def split(self) -> Witness | None:
+        """Cuts the worst boxes, each along the side whose halves have the best bounds."""
+        halves, groups = [], []
+        while self.heap and 2 * (len(halves) + _TRIED) <= max(self.batch_size, 2 * _TRIED):
+            bound, _, low, high, scores = heapq.heappop(self.heap)
+            pairs = _halves(bound, low, high, scores)
+            if not pairs:
+                self.undecided = min(self.undecided, bound)
+            groups.append(slice(len(halves), len(halves) + len(pairs)))
+            halves.extend(pairs)
+        bounds, scores, witness = self.bound([half for pair in halves for half in pair])
+        if witness is not None:
+            return witness
+        # Of a fixed size, so that it is compiled once.
+        padded = np.full((max(self.batch_size, 2 * _TRIED), 2), -np.inf)
+        padded[: len(halves)] = bounds.reshape(-1, 2)
+        worths = np.asarray(worth(*padded.T))
+        for group in groups:
+            if group.start < group.stop:
+                # The widest side of those that are worth the same comes first.
+                best = group.start + int(np.argmax(worths[group]))
+                self.enter(halves[best], bounds[2 * best :], scores[2 * best :])
         return None
 
-    def halves(self) -> list[tuple[float, np.ndarray, np.ndarray]]:
-        """The halves of the worst boxes, each with the bound of the whole."""
-        found = []
-        while self.heap and len(found) + 2 <= self.batch_size:
-            bound, _, low, high, scores = heapq.heappop(self.heap)
-            middle = low + (high - low) / 2
-            can = (low < middle) & (middle < high)
-            if not np.any(can):
-                self.undecided = min(self.undecided, bound)
-                continue
-            side = np.argmax(np.where(can, scores, -1))
-            side = side if scores.flat[side] > 0 else np.argmax(np.where(can, high - low, -1))
-            ends = [(low, high.copy()), (low.copy(), high)]
-            ends[0][1].flat[side] = ends[1][0].flat[side] = middle.flat[side]
-            found.extend((bound, *pair) for pair in ends)
-        return found
+
+def _halves(bound: float, low: np.ndarray, high: np.ndarray, scores: np.ndarray) -> list[tuple[_Known, _Known]]:
+    """The halves of a box along several of its sides, wide ones first."""
+    middle, found = low + (high - low) / 2, []
+    can = ((low < middle) & (middle < high)).ravel()
+    widths = np.where(can, (high - low).ravel(), -1)
+    tried = np.lexsort((-widths, -np.where(can, scores.ravel(), -1)))[: min(_TRIED, can.sum())]
+    for side in sorted(tried.tolist(), key=lambda side: -widths[side]):
+        ends = [(low, high.copy()), (low.copy(), high)]
+        ends[0][1].flat[side] = ends[1][0].flat[side] = middle.flat[side]
+        found.append(tuple((bound, *pair) for pair in ends))
+    return found
