@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import inspect
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +21,12 @@ class ByValue:
     What holds a function as static metadata of a pytree, such as `jax.tree_util.Partial`, is compared with `==` to find
     what was compiled for it. Of a dataclass with an array, such as a flax module, that raises, or takes an array for
     another one: `True` for `1`, shape `(1,)` for `()`, the array for what it was before it was changed in place. Here
-    arrays count by type, shape and bytes, as they were when this was made.
+    arrays count by type, shape and bytes, as they were when this was made: in fields and other attributes, in what a
+    function encloses, in its defaults, and in the names of its module that it uses. A function or an object that is no
+    dataclass equals itself alone, and that only while what it holds stays the same.
 
     Args:
-      function: a function, a bound method, a `functools.partial` or a dataclass that can be called.
+      function: a function, a bound method, a `functools.partial`, or an object that can be called.
 
     Examples:
       >>> multiply = functools.partial(jnp.multiply, jnp.arange(3))
@@ -41,12 +44,12 @@ class ByValue:
         """Calls the function.
 
         Raises:
-          ValueError: if an array in it has been changed: what is compiled now would be found for the old one.
+          ValueError: if what it holds has been changed: what is compiled now would be found for the old one.
         """
         if _key(self.function) != self._key:
             raise ValueError(
-                f"{_name(self.function)} holds an array that was changed after the function was wrapped; the same "
-                "values were expected. Wrap it again: a compiled function knows it by its arrays."
+                f"{_name(self.function)} holds an array or a value that was changed after the function was wrapped; "
+                "the same values were expected. Wrap it again: a compiled function knows it by its values."
             )
         return self.function(*args, **kwargs)
 
@@ -73,29 +76,115 @@ class _Itself:
         return id(self.value)
 
 
+# What flax keeps in a module beside its fields.
+_INTERNAL = ("_id", "_parent_ref", "_state", "scope")
+
+
+class _Walk:
+    """One pass through a value and what it holds, each function and object once."""
+
+    def __init__(self, root: Any) -> None:
+        self._order: dict[int, int] = {}
+        # Of these names alone, those of other modules being what libraries keep for themselves.
+        self._names = getattr(_innermost(root), "__globals__", None)
+
+    def key(self, value: Any) -> Hashable:
+        """What stands for a value: equal keys, equal values."""
+        if isinstance(value, ByValue):
+            return (ByValue, self.key(value.function))
+        if isinstance(value, types.MethodType):
+            return (value.__func__, self.key(value.__self__))
+        if isinstance(value, functools.partial):
+            return (type(value), self.key(value.func), self.key(value.args), self.key(value.keywords))
+        if isinstance(value, types.FunctionType):
+            return self._once(value, self._of_function)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._once(value, self._of_dataclass)
+        leaves, structure = jax.tree.flatten(value)
+        if len(leaves) == 1 and leaves[0] is value:
+            return self._of_leaf(value)
+        return (type(value), structure, *map(self.key, leaves))
+
+    def _once(self, value: Any, key: Callable[[Any], Hashable]) -> Hashable:
+        """By its place in this pass where it was met before, as a function that calls itself is."""
+        if id(value) in self._order:
+            return ("met before", self._order[id(value)])
+        self._order[id(value)] = len(self._order)
+        return key(value)
+
+    def _of_function(self, value: types.FunctionType) -> Hashable:
+        enclosed = [_content(cell) for cell in value.__closure__ or ()]
+        held = [value.__defaults__, value.__kwdefaults__, *enclosed]
+        if value.__globals__ is self._names:
+            used = [value.__globals__[name] for name in _names_in(value.__code__) if name in value.__globals__]
+            held.extend(thing for thing in used if not isinstance(thing, types.ModuleType))
+        return (value, *map(self.key, held))
+
+    def _of_dataclass(self, value: Any) -> Hashable:
+        fields = [field.name for field in dataclasses.fields(value)]
+        known = ((name, self.key(getattr(value, name, None))) for name in fields)
+        return (type(value), *known, self._attributes(value, (*fields, *_INTERNAL)))
+
+    def _of_leaf(self, leaf: Any) -> Hashable:
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+            return _Itself(leaf) if isinstance(leaf, jax.core.Tracer) or leaf.dtype == object else _array_key(leaf)
+        if isinstance(leaf, float | complex):
+            # -0.0 equals 0.0, and not a number nothing.
+            return (type(leaf), repr(leaf))
+        if isinstance(leaf, type | types.ModuleType | types.BuiltinFunctionType) or not hasattr(leaf, "__dict__"):
+            return _identity(leaf)
+        return self._once(leaf, lambda leaf: (_identity(leaf), self._attributes(leaf, ())))
+
+    def _attributes(self, value: Any, known: Sequence[str]) -> Hashable:
+        """What an object holds beside its fields, and the arrays of its class."""
+        kinds = type(value).__mro__
+        own = vars(value) if hasattr(value, "__dict__") else {}
+        # What is made of the rest when it is asked for first.
+        derived = {
+            name for kind in kinds for name, thing in vars(kind).items() if isinstance(thing, functools.cached_property)
+        }
+        arrays = {
+            name: thing
+            for kind in reversed(kinds)
+            for name, thing in vars(kind).items()
+            if isinstance(thing, jax.Array | np.ndarray)
+        }
+        names = sorted(name for name in {**arrays, **own} if name not in {*known, *derived} and name[:2] != "__")
+        return tuple((name, self.key(own[name] if name in own else arrays[name])) for name in names)
+
+
 def _key(value: Any) -> Hashable:
-    """What stands for a value: equal keys, equal values."""
-    if isinstance(value, ByValue):
-        return (ByValue, _key(value.function))
-    if isinstance(value, types.MethodType):
-        return (value.__func__, _key(value.__self__))
-    if isinstance(value, functools.partial):
-        return (type(value), _key(value.func), _key(value.args), _key(value.keywords))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (field.name for field in dataclasses.fields(value))
-        return (type(value), *((name, _key(getattr(value, name, None))) for name in fields))
-    leaves, structure = jax.tree.flatten(value)
-    if len(leaves) == 1 and leaves[0] is value:
-        return _leaf_key(value)
-    return (type(value), structure, *map(_key, leaves))
+    return _Walk(value).key(value)
 
 
-def _leaf_key(leaf: Any) -> Hashable:
-    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return _Itself(leaf) if isinstance(leaf, jax.core.Tracer) or leaf.dtype == object else _array_key(leaf)
-    if isinstance(leaf, float | complex):
-        # -0.0 equals 0.0, and not a number nothing.
-        return (type(leaf), repr(leaf))
+def _innermost(value: Any) -> Any:
+    """The function in methods, in partial applications and in what was wrapped before; an object's own call."""
+    while isinstance(value, ByValue | types.MethodType | functools.partial):
+        value = (
+            value.function
+            if isinstance(value, ByValue)
+            else value.__func__
+            if isinstance(value, types.MethodType)
+            else value.func
+        )
+    return value if isinstance(value, types.FunctionType) else inspect.getattr_static(type(value), "__call__", None)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        # Not bound yet.
+        return None
+
+
+def _names_in(code: types.CodeType) -> list[str]:
+    """The names that a function and those inside of it look up in their module."""
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _names_in(part)]
+    return sorted({*code.co_names, *inner})
+
+
+def _identity(leaf: Any) -> Hashable:
     try:
         hash(leaf)
     except TypeError:

@@ -81,8 +81,98 @@ def test_an_array_that_is_changed_in_place_is_another_one() -> None:
     np.testing.assert_array_equal(before(1.0), [1.0, 1.0])
     array[0] = 5.0
     assert before != ByValue(_Shift(array))
-    with pytest.raises(ValueError, match=r"_Shift holds an array that was changed.*Wrap it again"):
+    with pytest.raises(ValueError, match=r"_Shift holds an array or a value that was changed.*Wrap it again"):
         before(1.0)
+
+
+class _Plain:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.held
+
+
+@dataclasses.dataclass
+class _Loose:
+    """With an attribute that is no field."""
+
+    known: int = 0
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.held
+
+
+class _Shared:
+    held = np.zeros(2)
+
+    def __call__(self, x: Any) -> Any:
+        return x + self.held
+
+
+_GLOBAL = np.zeros(2)
+
+
+def _of_its_module(x: Any) -> Any:
+    return _by_another(x)
+
+
+def _by_another(x: Any) -> Any:
+    return x + _GLOBAL
+
+
+def _loose(array: np.ndarray) -> _Loose:
+    loose = _Loose()
+    loose.held = array
+    return loose
+
+
+def _enclosing(array: np.ndarray) -> Any:
+    def inner(x: Any) -> Any:
+        return x + array
+
+    return lambda x: inner(x)
+
+
+_HOLDERS = {
+    "an object": _Plain,
+    "its method": lambda array: _Plain(array).__call__,
+    "an attribute that is no field": _loose,
+    "a class": lambda array: _Shared(),
+    "a function that encloses it": _enclosing,
+    "a default": lambda array: lambda x, held=array: x + held,
+    "a name of the module": lambda array: _of_its_module,
+    "an object in what is enclosed": lambda array: _enclosing(_Plain(array)),
+}
+
+
+@pytest.mark.parametrize("how", _HOLDERS)
+def test_what_is_held_in_any_way_counts(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.zeros(2)
+    monkeypatch.setattr(_Shared, "held", array)
+    monkeypatch.setitem(globals(), "_GLOBAL", array)
+    function = _HOLDERS[how](array)
+    before = ByValue(function)
+    assert before == ByValue(function)
+    array[0] = 5.0
+    assert before != ByValue(function)
+    with pytest.raises(ValueError, match="Wrap it again"):
+        before(1.0)
+    array[0] = 0.0
+    assert before == ByValue(function)
+
+
+def test_attributes_that_are_no_fields_tell_objects_apart() -> None:
+    same, other = _loose(np.zeros(2)), _loose(np.ones(2))
+    assert ByValue(_loose(np.zeros(2))) == ByValue(same) != ByValue(other)
+
+
+def test_functions_that_call_themselves_have_a_key() -> None:
+    def power(x: Any, n: int) -> Any:
+        return x * power(x, n - 1) if n else 1.0
+
+    assert ByValue(power) == ByValue(power)
+    assert ByValue(power)(2.0, 3) == 8.0
 
 
 def test_keys_are_compared_while_others_trace() -> None:

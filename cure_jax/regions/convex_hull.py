@@ -251,10 +251,12 @@ def _cut(regions: Sequence[Region], within: Sequence[ArrayLike]) -> CutHull:
     known = not any(isinstance(center, jax.core.Tracer) for center in centers)
     if known and not np.array_equal(*centers):
         raise ValueError("hull got `within`, and balls around different centers. Build both around the same input.")
+    # What cannot be seen while it is traced: nothing is known of such a region.
+    radius = jnp.where(many.center == few.center, many.radius, jnp.nan)
     box = lp_ball(few.center, few.radius, 1.0, within)
     assert box.lower is not None
     assert box.upper is not None
-    return CutHull(few.center, many.radius, few.radius, box.lower, box.upper)
+    return CutHull(few.center, radius, few.radius, box.lower, box.upper)
 
 
 class _Combination(NamedTuple):

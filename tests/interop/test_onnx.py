@@ -180,6 +180,45 @@ def test_another_function_than_the_reference_is_refused(tmp_path, monkeypatch):
     assert load(made, tmp_path, check=False).output_shape == (23,)
 
 
+def test_a_network_with_small_outputs_is_checked_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("cure_jax.interop.onnx.operators.OPERATORS", rules_of("Relu", lambda step, x: x))
+    made = model([node("Relu", "x", "a"), node("Mul", "a small")], (1, 29), {"small": F32(1e-6)})
+    with pytest.raises(ValueError, match=r"another function than onnx\.reference"):
+        load(made, tmp_path)
+
+
+_ALIGNED = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        (Case("Resize", (1, 1, 4, 5), _ALIGNED, (None, F32([1, 1, 1, 1.5]))), "where 5 entries become 7"),
+        (Case("Resize", (1, 1, 4, 5), {"mode": "linear"}, (None, F32([1, 1, 1.2, 1]))), "keeps its 4 entries"),
+        (Case("Upsample", (1, 1, 4, 5), {"mode": "linear"}, (F32([1, 1, 1.1, 1]),), opset=9), "keeps its 4 entries"),
+        (
+            Case("Resize", (1, 1, 4, 5), {"coordinate_transformation_mode": "pytorch_half_pixel", "mode": "cubic"},
+                 (None, None, np.array([1, 1, 4, 1]))),
+            "to one entry",
+        ),
+        (
+            Case("ConvTranspose", (1, 1, 2, 3), {"strides": [1, 3], "output_shape": [2, 11], "auto_pad": "SAME_UPPER"},
+                 (np.ones((1, 1, 1, 3), F32),)),
+            "to 11 entries",
+        ),
+        (
+            Case("MaxPool", (1, 1, 4, 4), {"kernel_shape": [1, 1], "strides": [1, 3], "pads": [0, 0, 0, 2],
+                                           "ceil_mode": 1}),
+            "lies wholly in the padding",
+        ),
+    ],
+    ids=lambda value: value.operator if isinstance(value, Case) else "",
+)  # fmt: skip
+def test_what_runtimes_read_in_different_ways_is_refused(case, expected, tmp_path):
+    with pytest.raises(ValueError, match=expected):
+        load(case.model(), tmp_path, check=False)
+
+
 def test_importing_the_room_does_not_need_onnx():
     script = """
 import sys

@@ -149,3 +149,16 @@ def test_what_cannot_be_cut_is_refused():
         cj.hull(many, cj.l1_ball(x + 0.1, 0.5), within=(0.0, 1.0))
     with pytest.raises(TypeError, match="within"):
         cj.hull(many, few, within=1.0)
+
+
+def test_nothing_is_proved_of_balls_around_different_centers_while_they_are_traced():
+    """Certificates trace the functions that make regions."""
+
+    @jax.jit
+    def verified(x, by):
+        region = cj.hull(cj.linf_ball(x + by, 0.05), cj.l1_ball(x, 0.02), within=(0.0, 1.0))
+        return cj.certify(lambda z: jnp.stack([0.7 - z[0], 0.0]), x, 0, region).verified
+
+    x = jnp.full(3, 0.5)
+    assert bool(verified(x, 0.0))
+    assert not bool(verified(x, 0.3))

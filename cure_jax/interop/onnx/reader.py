@@ -18,8 +18,9 @@ from cure_jax.interop.onnx.program import OnnxNetwork
 __all__ = ["OnnxNetwork", "load_onnx"]
 
 _CHECKED_INPUTS = 3
-# Of the largest output: float32 computed in another order.
+# Of each output: float32 computed in another order. No output counts as smaller than that share of the largest.
 _TOLERANCE = 1e-4
+_SMALL = 1e-2
 _MODERN = 17
 
 
@@ -84,16 +85,24 @@ def _compare(network: OnnxNetwork, model: onnx.ModelProto, path: Path) -> None:
         batch = (1,) * network.program.batched
         inputs = rng.uniform(-1, 1, (_CHECKED_INPUTS, *network.input_shape)).astype(dtype)
         expected = [_run(reference, given.name, x.reshape(batch + x.shape)) for x in inputs]
+    # Each output by its own size, over the inputs; of small ones beside large ones rounding leaves less.
+    sizes = np.max([np.where(np.isfinite(outputs), np.abs(outputs), 0) for outputs in expected], axis=0).ravel()
+    tolerance = _TOLERANCE * np.maximum(sizes, _SMALL * sizes.max(initial=0))
     for x, outputs in zip(inputs, expected, strict=True):
         found = np.asarray(_applied(network, jnp.asarray(x, jnp.float32)))
-        tolerance = _TOLERANCE * max(1.0, np.abs(outputs[np.isfinite(outputs)]).max(initial=0))
         same = outputs.size == found.size
-        if not same or not np.allclose(found, outputs.reshape(found.shape), 0, tolerance, equal_nan=True):
+        if not same or not _close(found.ravel(), outputs.ravel(), tolerance):
             raise ValueError(
                 f"{path} was read as another function than onnx.reference computes: for one input {_shortened(found)} "
-                f"instead of {_shortened(outputs)}, with a tolerance of {tolerance:.1g}. Please report this; "
-                "check=False returns the function all the same."
+                f"instead of {_shortened(outputs)}, with a tolerance of {tolerance.min(initial=np.inf):.1g}. Please "
+                "report this; check=False returns the function all the same."
             )
+
+
+def _close(found: np.ndarray, outputs: np.ndarray, tolerance: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):
+        near = np.abs(found - outputs) <= tolerance
+    return bool(np.all(near | (found == outputs) | (np.isnan(found) & np.isnan(outputs))))
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -66,16 +66,37 @@ def interpolation(
     if scales is not None and len(scales) != len(before):
         raise ValueError(f"{node.op_type} has {len(scales)} scales for {len(before)} axes; expected one for each.")
     for axis, (size, result) in enumerate(zip(before, after, strict=True)):
-        if size == result:
+        scale = None if scales is None else scales[axis]
+        if size == result and scale in (None, 1):
             yield np.zeros(0, np.int64)
             continue
+        _check_coordinates(node, attributes, size, result, scale)
         if (1 if nearest else size) * result > _MOST_WEIGHTS:
             raise ValueError(
                 f"{node.op_type} from {size} to {result} entries is not supported: it has too many weights."
             )
         columns = np.arange(size, dtype=np.float32)[:, None] if nearest else np.eye(size, dtype=np.float32)
-        weights = _resized(node, version, columns, result, None if scales is None else scales[axis])
+        weights = _resized(node, version, columns, result, scale)
         yield weights[:, 0].astype(np.int64) if nearest else weights
+
+
+def _check_coordinates(
+    node: onnx.NodeProto, attributes: Mapping[str, Any], size: int, result: int, scale: float | None
+) -> None:
+    """Refuses what onnx.reference, which computes the weights, and onnxruntime read as two different functions."""
+    if size == result:
+        raise ValueError(
+            f"{node.op_type} by {scale:g} of an axis that keeps its {size} entries is not supported: runtimes differ "
+            "in whether it changes them. Give the scale 1, or sizes instead of scales."
+        )
+    coordinates = attributes.get("coordinate_transformation_mode", "half_pixel")
+    if coordinates in ("align_corners", "half_pixel_symmetric") and scale is not None and scale * size != result:
+        raise ValueError(
+            f"{node.op_type} by {scale:g} with {coordinates!r} is not supported where {size} entries become {result}: "
+            "runtimes differ in what the last one is. Export it with sizes instead of scales."
+        )
+    if coordinates == "pytorch_half_pixel" and result == 1 < size:
+        raise ValueError(f"{node.op_type} with {coordinates!r} to one entry is not supported. Use a mean instead.")
 
 
 def _scales(

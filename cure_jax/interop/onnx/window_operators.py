@@ -124,6 +124,8 @@ def _trimmed(  # noqa: PLR0913  (what one axis is made of)
         pads = step.get("pads", (0,) * 2 * (len(step.shapes[0]) - 2))
         return pads[axis], pads[len(pads) // 2 + axis]
     total = stride * (size - 1) + extra + extent - result
+    if total < 0:
+        raise step.refused(f"to {result} entries, more than the {result + total} that the kernel reaches")
     low = total // 2 if step.get("auto_pad") == "SAME_UPPER" else total - total // 2
     return low, total - low
 
@@ -134,6 +136,8 @@ def _reaching(step: Step, space: Sequence[int], window: _Window) -> _Window:
     axes = zip(space, step.shapes[0][2:], window.extents(), window.strides, window.padding, strict=True)
     for size, result, extent, stride, (low, high) in axes:
         fits = (size + low + high - extent) // stride + 1 == result
+        if (result - 1) * stride >= size + low:
+            raise step.refused("with ceil_mode and a window that lies wholly in the padding at the end")
         pairs.append((low, high if fits else (result - 1) * stride + extent - size - low))
     return window._replace(padding=tuple(pairs))
 
