@@ -24,7 +24,6 @@ from cure_jax.bounds.crown import relaxed
 from cure_jax.bounds.folding import linear
 from cure_jax.graph import Node
 from cure_jax.regions import Box
-from cure_jax.verification.branching import worth
 from cure_jax.verification.outcome import Outcome
 from cure_jax.verification.problem import Limits, Problem, Progress, Specification, worst_values
 from cure_jax.verification.saved import Saved
@@ -220,14 +219,12 @@ class _Search:
         bounds, scores, witness = self.bound([half for pair in halves for half in pair])
         if witness is not None:
             return witness
-        # Of a fixed size, so that it is compiled once.
-        padded = np.full((max(self.batch_size, 2 * _TRIED), 2), -np.inf)
-        padded[: len(halves)] = bounds.reshape(-1, 2)
-        worths = np.asarray(worth(*padded.T))
+        # What is left to be proved of both: with the worse of them alone, boxes were cut without end along one side.
+        left = np.sum(np.minimum(bounds.reshape(-1, 2), 0), axis=1)
         for group in groups:
             if group.start < group.stop:
-                # The widest side of those that are worth the same comes first.
-                best = group.start + int(np.argmax(worths[group]))
+                # The widest side comes first where several are the same.
+                best = group.start + int(np.argmax(left[group]))
                 self.enter(halves[best], bounds[2 * best :], scores[2 * best :])
         return None
 
