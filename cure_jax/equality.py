@@ -38,18 +38,19 @@ class ByValue:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        self._key = _key(function)
+        self._key = _Walk(function).key(function)
+        self._arrays = _Walk(function, arrays_only=True).key(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the function.
 
         Raises:
-          ValueError: if what it holds has been changed: what is compiled now would be found for the old one.
+          ValueError: if an array in it has been changed: what is compiled now would be found for the old one.
         """
-        if _key(self.function) != self._key:
+        if _Walk(self.function, arrays_only=True).key(self.function) != self._arrays:
             raise ValueError(
-                f"{_name(self.function)} holds an array or a value that was changed after the function was wrapped; "
-                "the same values were expected. Wrap it again: a compiled function knows it by its values."
+                f"{_name(self.function)} holds an array that was changed after the function was wrapped; the same "
+                "values were expected. Wrap it again: a compiled function knows it by its arrays."
             )
         return self.function(*args, **kwargs)
 
@@ -81,9 +82,15 @@ _INTERNAL = ("_id", "_parent_ref", "_state", "scope")
 
 
 class _Walk:
-    """One pass through a value and what it holds, each function and object once."""
+    """One pass through a value and what it holds, each function and object once.
 
-    def __init__(self, root: Any) -> None:
+    Args:
+      root: where it begins.
+      arrays_only: whether nothing else counts, such as what a function counts or remembers.
+    """
+
+    def __init__(self, root: Any, *, arrays_only: bool = False) -> None:
+        self._arrays_only = arrays_only
         self._order: dict[int, int] = {}
         # Of these names alone, those of other modules being what libraries keep for themselves.
         self._names = getattr(_innermost(root), "__globals__", None)
@@ -103,7 +110,8 @@ class _Walk:
         leaves, structure = jax.tree.flatten(value)
         if len(leaves) == 1 and leaves[0] is value:
             return self._of_leaf(value)
-        return (type(value), structure, *map(self.key, leaves))
+        keys = map(self.key, leaves)
+        return tuple(filter(None, keys)) if self._arrays_only else (type(value), structure, *keys)
 
     def _once(self, value: Any, key: Callable[[Any], Hashable]) -> Hashable:
         """By its place in this pass where it was met before, as a function that calls itself is."""
@@ -130,9 +138,9 @@ class _Walk:
             return _Itself(leaf) if isinstance(leaf, jax.core.Tracer) or leaf.dtype == object else _array_key(leaf)
         if isinstance(leaf, float | complex):
             # -0.0 equals 0.0, and not a number nothing.
-            return (type(leaf), repr(leaf))
+            return () if self._arrays_only else (type(leaf), repr(leaf))
         if isinstance(leaf, type | types.ModuleType | types.BuiltinFunctionType) or not hasattr(leaf, "__dict__"):
-            return _identity(leaf)
+            return () if self._arrays_only else _identity(leaf)
         return self._once(leaf, lambda leaf: (_identity(leaf), self._attributes(leaf, ())))
 
     def _attributes(self, value: Any, known: Sequence[str]) -> Hashable:
@@ -150,11 +158,8 @@ class _Walk:
             if isinstance(thing, jax.Array | np.ndarray)
         }
         names = sorted(name for name in {**arrays, **own} if name not in {*known, *derived} and name[:2] != "__")
-        return tuple((name, self.key(own[name] if name in own else arrays[name])) for name in names)
-
-
-def _key(value: Any) -> Hashable:
-    return _Walk(value).key(value)
+        keys = [(name, self.key(own[name] if name in own else arrays[name])) for name in names]
+        return tuple((name, key) for name, key in keys if key or not self._arrays_only)
 
 
 def _innermost(value: Any) -> Any:

@@ -81,7 +81,7 @@ def test_an_array_that_is_changed_in_place_is_another_one() -> None:
     np.testing.assert_array_equal(before(1.0), [1.0, 1.0])
     array[0] = 5.0
     assert before != ByValue(_Shift(array))
-    with pytest.raises(ValueError, match=r"_Shift holds an array or a value that was changed.*Wrap it again"):
+    with pytest.raises(ValueError, match=r"_Shift holds an array that was changed.*Wrap it again"):
         before(1.0)
 
 
@@ -165,6 +165,19 @@ def test_what_is_held_in_any_way_counts(how: str, monkeypatch: pytest.MonkeyPatc
 def test_attributes_that_are_no_fields_tell_objects_apart() -> None:
     same, other = _loose(np.zeros(2)), _loose(np.ones(2))
     assert ByValue(_loose(np.zeros(2))) == ByValue(same) != ByValue(other)
+
+
+def test_a_function_may_count_its_calls_and_is_another_one_then() -> None:
+    calls: list[int] = []
+
+    def counted(x: Any) -> Any:
+        calls.append(1)
+        return x
+
+    wrapped = ByValue(counted)
+    assert wrapped == ByValue(counted)
+    assert [wrapped(1.0), wrapped(1.0)] == [1.0, 1.0]
+    assert wrapped != ByValue(counted)
 
 
 def test_functions_that_call_themselves_have_a_key() -> None:

@@ -1,5 +1,6 @@
 """Programs for many examples are compiled once, and never answer for another function."""
 
+import collections
 import dataclasses
 
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ def test_a_certificate_of_a_network_compiles_once_for_all_batches():
     ("method", "norm"), [("crown", "linf"), ("sdp_crown", "l2"), pytest.param("best", "linf", marks=pytest.mark.slow)]
 )
 def test_partials_are_compiled_once_for_all_their_arrays(method, norm):
-    traces = []
+    # A list would be a value that the function holds, and another one after each call.
+    traces = collections.deque()
 
     def counted(params, x):
         traces.append(1)
@@ -100,3 +102,30 @@ def test_what_a_plain_callable_holds_may_change_between_calls():
     flipped = cj.certify_dataset(f, IMAGES, 2 - LABELS, regions)
     np.testing.assert_allclose(flipped.margin["linf"], before.margin["linf"], atol=1e-6)
     np.testing.assert_array_equal(flipped.correct, before.correct)
+
+
+def test_a_function_that_holds_other_arrays_in_any_way_is_another_one():
+    """An object that is no dataclass, two of them, and one whose array is changed."""
+
+    class Shifted:
+        def __init__(self, by):
+            self.by = by
+
+        def __call__(self, params, x):
+            return networks.mlp(params, x - self.by)
+
+    params, regions, by = (
+        networks.mlp_params(3),
+        make_regions({"linf": 0.05}),
+        np.full(IMAGES.shape[1:], 0.1, np.float32),
+    )
+
+    def certify(function):
+        return cj.certify_dataset(Partial(function, params), IMAGES, LABELS, regions, batch_size=32).margin["linf"]
+
+    shifted = Shifted(by)
+    first, other = certify(shifted), certify(Shifted(2 * by))
+    by[:] = 0.2
+    changed = certify(shifted)
+    assert np.max(np.abs(other - first)) > 1e-3
+    np.testing.assert_array_equal(changed, other)
