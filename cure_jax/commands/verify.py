@@ -112,7 +112,7 @@ def verify_images(workdir: Path) -> None:
     step = int(fitted.state.step)
     origin = {"step": step, "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step)}
     asked = {"timeout": _TIMEOUT.value, "split": _SPLIT.value, "radii": fitted.config.radii.to_dict()}
-    parts = KnownVerdicts(workdir / f"{_name()}_parts.jsonl", {**origin, **asked})
+    parts = KnownVerdicts(workdir / f"{_name()}_parts.jsonl", {**origin, **asked, "commit": provenance.commit()})
     found = cj.verify_dataset(
         fitted.classifier,
         images,
