@@ -38,3 +38,5 @@ class UnsafeSet:
                 f"weights has shape {np.shape(self.weights)} and offsets {np.shape(self.offsets)}; expected [rows, "
                 "outputs] and [rows]."
             )
+        if not (np.all(np.isfinite(self.weights)) and np.all(np.isfinite(self.offsets))):
+            raise ValueError("weights or offsets hold what is no finite number; expected finite ones. Correct them.")

@@ -213,6 +213,9 @@ def test_questions_that_make_no_sense_are_refused():
         verify_property(f, [])
     with pytest.raises(ValueError, match="columns"):
         verify_property(f, [unsafe([0.0, 0.0], [1.0, 1.0], [[1.0]], [0.0])])
+    for number in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="no finite number"):
+            unsafe([0.0, 0.0], [1.0, 1.0], [[number, 1.0]], [0.0])
     with pytest.raises(ValueError, match="batch_size"):
         Options(batch_size=1)
     with pytest.raises(cj.UnsupportedPrimitive):
