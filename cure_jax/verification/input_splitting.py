@@ -1,9 +1,10 @@
 """Branch and bound on the inputs themselves, for networks of few.
 
 A box of inputs is cut in two along one of its sides, and the halves are bounded by CROWN, many at once. Which side is
-found by trial: the halves of each are bounded, and those of the best one are kept. All it needs are bounds that get
-tight on small boxes, so it decides networks of any functions; but the number of boxes grows with a power that is the
-number of inputs.
+found by trial at first: the halves of each are bounded, and those of the best one are kept. Where that did not suffice
+boxes are small, and the side is cut along which the linear bound changes most. All it needs are bounds that get tight
+on small boxes, so it decides networks of any functions; but the number of boxes grows with a power that is the number
+of inputs.
 """
 
 import functools
@@ -32,8 +33,8 @@ from cure_jax.verification.witness import Witness, confirmed
 
 __all__ = ["split_inputs"]
 
-# Sides of a box whose halves are bounded: those along which the linear bound changes most.
-_TRIED = 8
+# Sides of a box whose halves are bounded: those along which the linear bound changes most; and up to how many boxes.
+_TRIED, _AT_FIRST = 8, 20_000
 # Of sums, in units of the last place of their terms.
 _ROUNDING = 4
 # What a box that waits consists of.
@@ -208,10 +209,10 @@ class _Search:
 
     def split(self) -> Witness | None:
         """Cuts the worst boxes, each along the side whose halves have the best bounds."""
-        halves, groups = [], []
-        while self.heap and 2 * (len(halves) + _TRIED) <= max(self.batch_size, 2 * _TRIED):
+        halves, groups, tried = [], [], _TRIED if self.bounded < _AT_FIRST else 1
+        while self.heap and 2 * (len(halves) + tried) <= max(self.batch_size, 2 * tried):
             bound, _, low, high, scores = heapq.heappop(self.heap)
-            pairs = _halves(bound, low, high, scores)
+            pairs = _halves(bound, low, high, scores, tried)
             if not pairs:
                 self.undecided = min(self.undecided, bound)
             groups.append(slice(len(halves), len(halves) + len(pairs)))
@@ -229,12 +230,14 @@ class _Search:
         return None
 
 
-def _halves(bound: float, low: np.ndarray, high: np.ndarray, scores: np.ndarray) -> list[tuple[_Known, _Known]]:
-    """The halves of a box along several of its sides, wide ones first."""
+def _halves(
+    bound: float, low: np.ndarray, high: np.ndarray, scores: np.ndarray, most: int
+) -> list[tuple[_Known, _Known]]:
+    """The halves of a box along those of its sides that score best, so many at most; wide ones first."""
     middle, found = low + (high - low) / 2, []
     can = ((low < middle) & (middle < high)).ravel()
     widths = np.where(can, (high - low).ravel(), -1)
-    tried = np.lexsort((-widths, -np.where(can, scores.ravel(), -1)))[: min(_TRIED, can.sum())]
+    tried = np.lexsort((-widths, -np.where(can, scores.ravel(), -1)))[: min(most, can.sum())]
     for side in sorted(tried.tolist(), key=lambda side: -widths[side]):
         ends = [(low, high.copy()), (low.copy(), high)]
         ends[0][1].flat[side] = ends[1][0].flat[side] = middle.flat[side]
