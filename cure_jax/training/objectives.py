@@ -289,13 +289,12 @@ def expressive(
     """
     if combination not in COMBINATIONS:
         raise ValueError(f"Unknown combination {combination!r}; expected one of {', '.join(COMBINATIONS)}.")
+    attacked_eps = eps if attack_eps is None else attack_eps
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
-        region = _grown(ball, x, eps * scale)
-        wider = region if attack_eps is None else _grown(ball, x, attack_eps * scale)
-        found = _attack(network, x, label, wider, key, steps)
+        found = _attack(network, x, label, _grown(ball, x, attacked_eps * scale), key, steps)
         attacked = _worst_logits(margins(network.certified, label)(found), label)
-        bounded = _propagated(network, region, label)
+        bounded = _propagated(network, _grown(ball, x, eps * scale), label)
         if combination == "cc":
             return Worst((1 - alpha) * attacked + alpha * bounded.logits, bounded.layers)
         sides = cross_entropy(attacked, label), cross_entropy(bounded.logits, label)
@@ -334,6 +333,7 @@ def distilled(
     References:
       `Improving Certified Robustness via Adversarial Distillation <https://arxiv.org/abs/2606.31653>`_, 2026
     """
+    attacked_eps = eps if attack_eps is None else attack_eps
 
     def objective(network: Network, x: jax.Array, label: jax.Array, scale: jax.Array, key: jax.Array) -> Worst:
         if network.teacher is None:
@@ -341,13 +341,11 @@ def distilled(
                 "The distilled objective got a network without a teacher; expected Network(teacher=...), a function of "
                 "one example that returns logits."
             )
-        region = _grown(ball, x, eps * scale)
-        wider = region if attack_eps is None else _grown(ball, x, attack_eps * scale)
-        found = _attack(network, x, label, wider, key, steps)
+        found = _attack(network, x, label, _grown(ball, x, attacked_eps * scale), key, steps)
         taught = jax.lax.stop_gradient(jax.nn.log_softmax(network.teacher(found)))
         learned = jax.nn.log_softmax(network.certified(found))
         divergence = optax.losses.kl_divergence_with_log_targets(learned, taught)
-        bounded = _propagated(network, region, label)
+        bounded = _propagated(network, _grown(ball, x, eps * scale), label)
         loss = (1 - alpha) * divergence + alpha * cross_entropy(bounded.logits, label)
         return Worst(bounded.logits, bounded.layers, loss)
 

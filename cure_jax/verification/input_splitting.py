@@ -39,6 +39,8 @@ _TRIED, _AT_FIRST = 8, 20_000
 _ROUNDING = 4
 # What a box that waits consists of.
 _BOX = ("bound", "lower", "upper", "scores")
+# A bound that is known, and the ends.
+_Known = tuple[float, np.ndarray, np.ndarray]
 
 
 class _Step(NamedTuple):
@@ -128,10 +130,6 @@ def split_inputs(problem: Problem, limits: Limits, batch_size: int, saved: Saved
     return outcome
 
 
-# A bound that is known, and the ends.
-_Known = tuple[float, np.ndarray, np.ndarray]
-
-
 class _Search:
     def __init__(self, problem: Problem, limits: Limits, batch_size: int) -> None:
         self.problem, self.limits, self.batch_size = problem, limits, batch_size
@@ -200,7 +198,7 @@ class _Search:
 
     def enter(self, boxes: Sequence[_Known], bounds: np.ndarray, scores: np.ndarray) -> None:
         """Puts boxes aside that are proved, and the others on the heap."""
-        for (_, low, high), bound, score in zip(boxes, bounds.tolist(), scores, strict=False):
+        for (_, low, high), bound, score in zip(boxes, bounds.tolist(), scores, strict=True):
             if 0 < bound < math.inf:
                 self.margin = min(self.margin, bound)
             else:
@@ -215,6 +213,7 @@ class _Search:
             pairs = _halves(bound, low, high, scores, tried)
             if not pairs:
                 self.undecided = min(self.undecided, bound)
+                continue
             groups.append(slice(len(halves), len(halves) + len(pairs)))
             halves.extend(pairs)
         bounds, scores, witness = self.bound([half for pair in halves for half in pair])
@@ -223,10 +222,10 @@ class _Search:
         # What is left to be proved of both: with the worse of them alone, boxes were cut without end along one side.
         left = np.sum(np.minimum(bounds.reshape(-1, 2), 0), axis=1)
         for group in groups:
-            if group.start < group.stop:
-                # The widest side comes first where several are the same.
-                best = group.start + int(np.argmax(left[group]))
-                self.enter(halves[best], bounds[2 * best :], scores[2 * best :])
+            # The widest side comes first where several are the same.
+            best = group.start + int(np.argmax(left[group]))
+            both = slice(2 * best, 2 * best + 2)
+            self.enter(halves[best], bounds[both], scores[both])
         return None
 
 
