@@ -70,8 +70,8 @@ def vertex_crown(
 
     Soundness:
       As `crown`. Not always as tight: at a pixel that the box keeps from moving by its whole radius, and for l_0 balls
-      of more than one number, layers are looked at outside of the box. A pixel of several channels counts as so many
-      numbers, which may lie anywhere.
+      of more than one pixel, layers are looked at outside of the box. A pixel of more than four channels counts as so
+      many numbers, which may lie anywhere.
 
     References:
       Behl, Kumar, Torr and Dvijotham, `Overcoming the Convex Barrier for Simplex Inputs
@@ -117,8 +117,8 @@ class _Above(NamedTuple):
     Attributes:
       known: `[*node]`, for which neurons there is one; what follows is 0 for the others.
       center: `[*node]`, their values at the center of the ball.
-      ways: `[*node, 2, *window]`, how they change when a pixel goes all the way up, and down.
-      axes: of the windows; None if every neuron sees the whole input.
+      ways: `[*node, ways, *window]`, how they change when a pixel goes all of a way.
+      axes: of the windows; None if every neuron sees all pixels.
     """
 
     known: jax.Array
@@ -241,7 +241,7 @@ class _Rows:
     def of_neurons(self, above: jax.Array, selected: jax.Array) -> jax.Array:
         """`[*node, values]` of neurons or, where `above`, of their negations; 0 where nobody wants it.
 
-        1 where there is something, the lower bound, the value at the center, the changes of the pixels up and down.
+        1 where there is something, the lower bound, the value at the center, the changes on the ways of the pixels.
         """
         signs, members = self._by_place(jnp.where(above, -1, 1).astype(self._node.dtype)), jnp.arange(self._members)
 
@@ -258,7 +258,7 @@ class _Rows:
 
     def above(self, rows: jax.Array) -> _Above:
         """The upper bounds in rows of negations, `[*node, values]`."""
-        ways = -rows[..., 3:].reshape(*self._node.shape, 2, *self._window)
+        ways = -rows[..., 3:].reshape(*self._node.shape, -1, *self._window)
         return _Above(rows[..., 0] > 0, -rows[..., 2], ways, self._axes)
 
     def _row(self, place: jax.Array, member: jax.Array, sign: jax.Array) -> jax.Array:
@@ -270,13 +270,14 @@ class _Rows:
         else:
             objective = forms.neuron(node, (), place, sign)
         bound = linear.backsubstitute(graph, node, objective, self._relaxations)
-        center, up, down = ball.at_vertices(bound.coefficients, graph.input)
-        sides = [side.value if isinstance(side, Window) else side for side in (up, down)]
-        self._axes, self._window = up.axes if isinstance(up, Window) else None, sides[0].shape
+        center, changes = ball.at_vertices(bound.coefficients, graph.input)
+        values = jnp.stack([side.value if isinstance(side, Window) else side for side in changes])
+        self._axes, self._window = changes[0].axes if isinstance(changes[0], Window) else None, values.shape[1:]
         entries = ball.entries(bound.coefficients)
-        self._widest = max(entries, self._members * max(bound.widest, sides[0].size))
-        numbers = [jnp.ones((), node.dtype), bound.offset + ball.least_of(center, up, down), bound.offset + center]
-        return jnp.concatenate([jnp.stack(numbers), *(side.ravel() for side in sides)])
+        # `_NUMBERS` was measured for pixels that go up and down.
+        self._widest = max(entries, self._members * max(bound.widest, values.size // 2))
+        numbers = [jnp.ones((), node.dtype), bound.offset + ball.least_of(center, changes), bound.offset + center]
+        return jnp.concatenate([jnp.stack(numbers), values.ravel()])
 
     def _by_place(self, array: jax.Array) -> jax.Array:
         """`[*node]` -> `[places, members]`."""

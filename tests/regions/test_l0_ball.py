@@ -14,6 +14,7 @@ import scipy.optimize
 
 import cure_jax as cj
 from cure_jax import testing
+from tests.bounds.test_coefficients import NETWORKS
 from tests.networks import random_mlp
 
 KEY = jax.random.key(0)
@@ -202,17 +203,63 @@ def test_concave_functions_of_one_pixel_are_bounded_exactly_at_its_ends():
     assert jnp.all(jax.jit(cj.crown(f))(region).lower < exact - 0.1)
 
 
-def test_at_vertices_a_pixel_is_as_many_numbers_as_it_has_channels():
-    f = lambda x: 1.0 - jnp.sum(jax.nn.relu(x - 0.2))[None]  # noqa: E731
-    pixel, numbers = (cj.l0_ball(jnp.full((3, 3, 2), 0.2), k, per=per) for k, per in ((1, "pixel"), (2, "channel")))
+def concave(x):
+    return 1.0 - jnp.sum(jax.nn.relu(x - 0.2))[None]
+
+
+def mixed(channels, seed=0):
+    """A concave function whose neurons see several channels and pixels with different signs."""
+    r, size = np.random.default_rng(seed), 9 * channels
+    weights, out = r.normal(size=(size, 20)).astype(np.float32), -np.abs(r.normal(size=(20, 3))).astype(np.float32)
+    return lambda x: jax.nn.relu(x.ravel() @ weights) @ out + x.ravel() @ weights[:, :3]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_concave_functions_of_one_pixel_are_bounded_exactly_at_the_corners_of_its_box(channels):
+    x = jnp.asarray(np.random.default_rng(1).uniform(size=(3, 3, channels)), jnp.float32)
+    region, f = cj.l0_ball(x, 1, (x - 0.1, x + 0.3)), mixed(channels)
+    exact = jnp.min(jax.vmap(f)(jnp.stack([*corners(region)])), axis=0)
+    found = jax.jit(cj.vertex_crown(f, 0))(region).lower
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+    if channels > 1:
+        of_numbers = jax.jit(cj.vertex_crown(f, 0))(cj.l0_ball(x, channels, (x - 0.1, x + 0.3), per="channel")).lower
+        assert jnp.all(found > of_numbers + 0.01)
+
+
+def test_at_vertices_a_pixel_of_many_channels_is_as_many_numbers():
+    pixel, numbers = (cj.l0_ball(jnp.full((3, 3, 5), 0.2), k, per=per) for k, per in ((1, "pixel"), (5, "channel")))
     found, of_numbers, by_crown = (
-        jax.jit(bound(f))(region)
+        jax.jit(bound(concave))(region)
         for bound, region in ((cj.vertex_crown, pixel), (cj.vertex_crown, numbers), (cj.crown, pixel))
     )
     chex.assert_trees_all_close(found, of_numbers)
-    exact = jnp.min(jax.vmap(f)(jnp.stack([*corners(pixel)])))
-    np.testing.assert_allclose(found.lower[0], exact, rtol=1e-5)
-    assert by_crown.lower[0] < exact - 0.1
+    np.testing.assert_allclose(found.lower[0], 1 - 5 * 0.8, rtol=1e-5)
+    assert by_crown.lower[0] < found.lower[0] - 0.1
+
+
+def depthwise(x):
+    for seed, features in enumerate((4, 8)):
+        kernel = np.random.default_rng(seed).normal(size=(3, 3, 1, features)).astype(np.float32)
+        numbers, groups = ("NHWC", "HWIO", "NHWC"), x.shape[-1]
+        x = jax.lax.conv_general_dilated(
+            x[None], kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )[0]
+        x = jax.nn.relu(x)
+    return x
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("name", ["strides", "residual", "depthwise", "one of two"])
+def test_windows_of_pixels_are_dense_coefficients(name, k, monkeypatch):
+    networks = NETWORKS | {"depthwise": depthwise, "one of two": lambda x: NETWORKS["two"](x * jnp.array([[[1.0, 0]]]))}
+    x = jnp.asarray(np.random.default_rng(0).uniform(size=(7, 6, 2)), jnp.float32)
+    region, f = cj.l0_ball(x, k), networks[name]
+    bounds = jax.jit(cj.vertex_crown(f, 0))(region)
+    for module in ("vertex_crown", "folding.linear"):
+        monkeypatch.setattr(sys.modules[f"cure_jax.bounds.{module}"], "moving_axes", lambda graph, node: ())
+    chex.assert_trees_all_close(bounds, jax.jit(cj.vertex_crown(f, 0))(region), atol=1e-3, rtol=1e-4)
+    samples = jax.vmap(f)(jax.vmap(region.sample)(jax.random.split(KEY, 300)))
+    assert jnp.all((samples >= bounds.lower[None] - 1e-4) & (samples <= bounds.upper[None] + 1e-4))
 
 
 def test_convolutions_see_it_through_their_windows(monkeypatch):

@@ -19,16 +19,17 @@ u_j is the neuron itself in the first layer, and an upper bound of it behind: a 
 from the layers before, and u_j = -G is convex. The coefficients c_j > 0 meet the lower line of sigma_j, as in CROWN,
 and are substituted back.
 
-The hull of an l_0 ball of k numbers is of the same kind: with o_i from the center to an end of the box, its offsets are
-sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. For k = 1 the vertices are points of the region; else they lie
-outside of the box, and a layer may be looked at where no input is. A ball of k pixels with c channels lies in that of
-k c numbers.
+The hull of an l_0 ball of k pixels is of the same kind: with o_i from the center to any point of the box of pixel i, its
+offsets are sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. As G is concave, G(k o_i) is least at a corner of that
+box; a pixel of c channels has 2^c of them, the ways it can go. For k = 1 the vertices are points of the region; else
+they lie outside of the box, and a layer may be looked at where no input is. With more channels than `_MOST_CHANNELS`
+the ball of k pixels is taken as one of k c numbers, which holds it.
 """
 
 import dataclasses
 import math
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,6 +46,9 @@ from cure_jax.rules.local import Axis
 
 __all__ = ["ActivatedBall", "AtVertices", "Changes", "Vertices", "can_spread", "vertices_of"]
 
+# A pixel of 4 channels has 16 corners; the 4 numbers of which it consists have 8 ends.
+_MOST_CHANNELS = 4
+
 
 class AtVertices(rules.Relaxation):
     """A relaxation of a layer whose upper line is the value of sigma(u) at the center.
@@ -60,43 +64,60 @@ class AtVertices(rules.Relaxation):
 
 
 class Vertices(NamedTuple):
-    """A center, from which each pixel can go up or down, and the shares of these ways that add up to 1 at most.
+    """A center, the ways that each pixel can go from it, and the shares of these ways, which add up to 1 at most.
 
     Attributes:
       center: `[*x]`.
-      up: how far each pixel goes up, at least 0.
-      down: how far down, at least 0.
-      below: the largest share of the way down.
-      above: the same of the way up.
+      ways: `[ways, *x]`, how far each number goes when its pixel goes all of a way.
+      shares: `[ways, *pixels]`, the largest share of each way, or `[1, *pixels]`, that of all ways of a pixel together.
+        Pixels have the shape of x, with 1 for the last axis where that holds the channels of one pixel.
     """
 
     center: jax.Array
-    up: jax.Array
-    down: jax.Array
-    below: jax.Array
-    above: jax.Array
+    ways: jax.Array
+    shares: jax.Array
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """The shape of the pixels."""
+        return self.shares.shape[1:]
 
 
 def vertices_of(region: Region) -> Vertices | None:
     """The vertices behind an l_1 ball, or an l_0 ball; None for other regions."""
     if isinstance(region, LpBall) and region.p == 1:
-        return Vertices(region.center, region.radius, region.radius, *region.room())
+        below, above = region.room()
+        radius = jnp.broadcast_to(region.radius, region.shape)
+        return Vertices(region.center, jnp.stack([radius, -radius]), jnp.stack([above, below]))
     if isinstance(region, L0Ball) and region.k:
-        count = region.k * region.channels
-        share = jnp.full_like(region.center, 1 / count)
-        up, down = jnp.maximum(region.upper - region.center, 0), jnp.maximum(region.center - region.lower, 0)
-        return Vertices(region.center, count * up, count * down, share, share)
+        return _vertices_of_pixels(region)
     return None
+
+
+def _vertices_of_pixels(region: L0Ball) -> Vertices:
+    k, channels, pixels = region.k, region.channels, region.shape
+    if channels > _MOST_CHANNELS:
+        k, channels = k * channels, 1
+    elif channels > 1:
+        pixels = (*region.shape[:-1], 1)
+    up, down = jnp.maximum(region.upper - region.center, 0), jnp.maximum(region.center - region.lower, 0)
+    channel = jnp.arange(region.center.size).reshape(region.shape) % channels
+
+    def corner(number: jax.Array) -> jax.Array:
+        """Bit i of the number says whether channel i goes up."""
+        return k * jnp.where((number >> channel) % 2 == 1, up, -down)
+
+    shares = jnp.full((1, *pixels), 1 / k, region.dtype)
+    return Vertices(region.center, jax.vmap(corner)(jnp.arange(2**channels)), shares)
 
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """How sigma(u) of a layer changes when one pixel goes all of its way.
+    """How sigma(u) of a layer changes when one pixel goes all of a way.
 
     Attributes:
-      ways: `[*node, 2, *window]`, up and down, for every pixel that a neuron sees; 0 for neurons with relaxations of
-        their own.
-      axes: of the windows, moved by the position of the neuron; None if every neuron sees the whole input.
+      ways: `[*node, ways, *window]`, for every pixel that a neuron sees; 0 for neurons with relaxations of their own.
+      axes: of the windows, moved by the position of the neuron; None if every neuron sees all pixels.
     """
 
     ways: jax.Array
@@ -130,9 +151,7 @@ class ActivatedBall:
         ]
         return max(sizes, default=1)
 
-    def at_vertices(
-        self, coefficients: Mapping[int, Coefficients], node: Node
-    ) -> tuple[jax.Array, Coefficients, Coefficients]:
+    def at_vertices(self, coefficients: Mapping[int, Coefficients], node: Node) -> tuple[jax.Array, list[Coefficients]]:
         """G of a linear function of the input and of what the layers add to their upper lines.
 
         Args:
@@ -140,17 +159,18 @@ class ActivatedBall:
           node: the input.
 
         Returns:
-          Its value at the center, and by how much it changes when each pixel goes all the way up, and down.
+          Its value at the center, and for each way by how much it changes when each pixel goes all of it.
         """
         unknown = coefficients.keys() - {node.index} - self.layers.keys()
         assert not unknown, f"coefficients on the nodes {unknown}, which are neither the input nor kept layers"
         linear = coefficients.get(node.index, node.zeros())
-        up, down = _scaled(linear, self.ball.up), _scaled(linear, -self.ball.down)
+        pixels = self.ball.pixels
+        found = [_along(linear, way, pixels) for way in self.ball.ways]
         for index, changes in self.layers.items():
             if index in coefficients:
-                higher, lower = _spread(coefficients[index], changes, node)
-                up, down = forms.add(up, higher, node.shape), forms.add(down, lower, node.shape)
-        return forms.inner(linear, self.ball.center), up, down
+                more = _spread(coefficients[index], changes, pixels)
+                found = [forms.add(side, part, pixels) for side, part in zip(found, more, strict=True)]
+        return forms.inner(linear, self.ball.center), found
 
     def least(self, coefficients: Mapping[int, Coefficients], node: Node) -> jax.Array:
         """A lower bound of that function on the ball.
@@ -164,10 +184,15 @@ class ActivatedBall:
         """
         return self.least_of(*self.at_vertices(coefficients, node))
 
-    def least_of(self, center: jax.Array, up: Coefficients, down: Coefficients) -> jax.Array:
+    def least_of(self, center: jax.Array, changes: Sequence[Coefficients]) -> jax.Array:
         """A lower bound of a function on the ball, from what `at_vertices` says of it."""
-        gains, caps = zip(_losses(up, self.ball.above), _losses(down, self.ball.below), strict=True)
-        return center - knapsack(jnp.concatenate(gains), jnp.concatenate(caps))
+        values = [side.value if isinstance(side, Window) else side for side in changes]
+        losses = jnp.maximum(-jnp.stack(values), 0)
+        if len(self.ball.shares) == 1:
+            losses = jnp.max(losses, axis=0, keepdims=True)
+        here = changes[0].cut if isinstance(changes[0], Window) else lambda shares: shares
+        caps = jnp.stack([here(shares) for shares in self.ball.shares])
+        return center - knapsack(losses.ravel(), caps.ravel())
 
 
 def can_spread(axes: tuple[Axis, ...] | None) -> bool:
@@ -180,26 +205,24 @@ def _rank(coefficients: Coefficients) -> int:
     return (coefficients.value if isinstance(coefficients, Window) else coefficients).ndim
 
 
-def _scaled(coefficients: Coefficients, factors: jax.Array) -> Coefficients:
-    if isinstance(coefficients, Window):
-        return dataclasses.replace(coefficients, value=coefficients.value * coefficients.cut(factors))
-    return coefficients * factors
+def _along(coefficients: Coefficients, way: jax.Array, pixels: tuple[int, ...]) -> Coefficients:
+    """The changes of a linear function of the input on the way of each pixel."""
+    if not isinstance(coefficients, Window):
+        changes = coefficients * way
+        return changes if changes.shape == pixels else jnp.sum(changes, axis=-1, keepdims=True)
+    changes, axes = coefficients.value * coefficients.cut(way), coefficients.axes
+    if way.shape != pixels:
+        changes, axes = jnp.sum(changes, axis=-1, keepdims=True), (*axes[:-1], Axis(0, 0, 0, 1))
+    return dataclasses.replace(coefficients, value=changes, axes=axes)
 
 
-def _losses(changes: Coefficients, room: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What is lost by moving each pixel all the way, and how much of the way there is."""
-    if isinstance(changes, Window):
-        return jnp.maximum(-changes.value, 0).ravel(), changes.cut(room).ravel()
-    return jnp.maximum(-changes, 0).ravel(), room.ravel()
-
-
-def _spread(coefficients: Coefficients, changes: Changes, node: Node) -> list[Coefficients]:
-    """The sums over neurons of their coefficient times their changes, on the input: for ways up and down.
+def _spread(coefficients: Coefficients, changes: Changes, pixels: tuple[int, ...]) -> list[Coefficients]:
+    """The sums over neurons of their coefficient times their changes, on the pixels: one for each way.
 
     Args:
       coefficients: on the layer.
       changes: of the layer.
-      node: the input.
+      pixels: their shape.
     """
     table, axes = changes.ways, changes.axes
     rank, value, rows = _rank(coefficients), coefficients, table
@@ -218,13 +241,13 @@ def _spread(coefficients: Coefficients, changes: Changes, node: Node) -> list[Co
         return [_window_of(coefficients, way, axes) for way in placed]
     crops = [
         (axis.start, size - axis.start - extent, 0)
-        for axis, size, extent in zip(axes, node.shape, placed.shape[1:], strict=True)
+        for axis, size, extent in zip(axes, pixels, placed.shape[1:], strict=True)
     ]
     return list(lax.pad(placed, jnp.zeros((), placed.dtype), [(0, 0, 0), *crops]))
 
 
 def _placed(sums: jax.Array, axes: tuple[Axis, ...], moving: list[int]) -> jax.Array:
-    """Adds up windows `[*positions, 2, *window]` where they lie, from the first entry of the first one on.
+    """Adds up windows `[*positions, ways, *window]` where they lie, from the first entry of the first one on.
 
     One axis after the other. Rows that are written one behind the other, each `stride` longer than the sum of all, and
     read as rows of the length of that, have moved by `stride` each: few operations, however long the windows are.
