@@ -19,11 +19,11 @@ u_j is the neuron itself in the first layer, and an upper bound of it behind: a 
 from the layers before, and u_j = -G is convex. The coefficients c_j > 0 meet the lower line of sigma_j, as in CROWN,
 and are substituted back.
 
-The hull of an l_0 ball of k pixels is of the same kind: with o_i from the center to any point of the box of pixel i, its
-offsets are sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. As G is concave, G(k o_i) is least at a corner of that
-box; a pixel of c channels has 2^c of them, the ways it can go. For k = 1 the vertices are points of the region; else
-they lie outside of the box, and a layer may be looked at where no input is. With more channels than `_MOST_CHANNELS`
-the ball of k pixels is taken as one of k c numbers, which holds it.
+The hull of an l_0 ball of k pixels is of the same kind: with o_i from the center to any point of the box of pixel i,
+its offsets are sum_i t_i k o_i with sum_i t_i <= 1 and t_i <= 1 / k. As G is concave, G(k o_i) is least at a corner of
+that box; a pixel of c channels has 2^c of them, the ways it can go. For k = 1 the vertices are points of the region;
+else they lie outside of the box, and a layer may be looked at where no input is. With more channels than
+`_MOST_CHANNELS` the ball of k pixels is taken as one of k c numbers, which holds it.
 """
 
 import dataclasses
