@@ -63,7 +63,7 @@ _PIXELS = jnp.array([0.0, 1.0, 0.5, 0.05])
 
 def _small_box(monkeypatch: pytest.MonkeyPatch, found: jax.Array, scale: jax.Array = _ONE, **options: Any) -> Interval:
     """The box that is propagated (the input of the first layer) if the attack finds `found`."""
-    monkeypatch.setattr(objectives.attacks, "pgd", lambda *args, **kwargs: found)
+    monkeypatch.setattr(attacks, "pgd", lambda *args, **kwargs: found)
     objective = objectives.small_box(_ball(np.inf), 0.1, **options)
     network = _network(random_mlp(0, (4, 3, 2)))
     return jax.jit(lambda scale: objective(network, _PIXELS, jnp.int32(0), scale, _KEY).layers.first)(scale)
@@ -355,7 +355,7 @@ def test_attacks_may_reach_further_than_what_is_bounded(monkeypatch: pytest.Monk
         asked.append(float(region.radius[0]))
         return x + region.radius
 
-    monkeypatch.setattr(objectives.attacks, "pgd", attack)
+    monkeypatch.setattr(attacks, "pgd", attack)
     objective = objectives.expressive(ball, 0.1, alpha=0.5, attack_eps=0.25)
     worst = objective(_network(f), _X, label, _ONE, _KEY)
     sides = objectives.cross_entropy(f(_X + 0.25), label), objectives.cross_entropy(worst.logits, label)
@@ -376,7 +376,7 @@ def test_distillation_learns_the_teachers_logits_at_what_the_attack_finds(
 ) -> None:
     """AD-CERT by hand; of the label only the intervals know."""
     ball, f, teacher, label = _ball(np.inf, None), _wide(), _wide(9), jnp.int32(2)
-    monkeypatch.setattr(objectives.attacks, "pgd", lambda f, x, label, region, **options: x + region.radius)
+    monkeypatch.setattr(attacks, "pgd", lambda f, x, label, region, **options: x + region.radius)
     objective = objectives.distilled(ball, 0.1, alpha=alpha, attack_eps=0.25)
     worst = objective(_network(f, teacher=teacher), _X, label, _ONE, _KEY)
     taught, learned = (np.asarray(jax.nn.log_softmax(g(_X + 0.25)), np.float64) for g in (teacher, f))
