@@ -17,7 +17,7 @@ import pytest
 
 import cure_jax as cj
 from cure_jax import numerics
-from cure_jax.bounds.folding import coefficients, linear, vertices
+from cure_jax.bounds.folding import coefficients, constants, linear, vertices
 from cure_jax.bounds.norms import spectral
 from cure_jax.certification import cascade, certificate
 from cure_jax.graph import recording
@@ -100,17 +100,17 @@ def half_of_each_cell_forgotten(patch: pytest.MonkeyPatch) -> None:
 def signs_of_coefficients_swapped(patch: pytest.MonkeyPatch) -> None:
     right = linear.pull_relaxed
     swapped = lambda relaxation: registry.Relaxation(relaxation.upper, relaxation.lower)  # noqa: E731
-    patch.setattr(linear, "pull_relaxed", lambda equation, relaxation, c: right(equation, swapped(relaxation), c))
+    patch.setattr(
+        linear, "pull_relaxed", lambda equation, relaxation, *rest: right(equation, swapped(relaxation), *rest)
+    )
 
 
 def offsets_forgotten(patch: pytest.MonkeyPatch) -> None:
-    right = linear.pull_affine
+    patch.setattr(constants, "_moved", lambda line, bases: line)
 
-    def wrong(equation, coefficients):
-        pulled, constant = right(equation, coefficients)
-        return pulled, jnp.zeros_like(constant)
 
-    patch.setattr(linear, "pull_affine", wrong)
+def offsets_of_outputs_forgotten(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(constants.Bases, "inner", lambda self, coefficients, node: jnp.zeros((), node.dtype))
 
 
 def windows_that_reach_into_the_padding(patch: pytest.MonkeyPatch) -> None:

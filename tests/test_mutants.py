@@ -37,7 +37,10 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.last_layer_with_upper_for_lower: functools.partial(GRID, "ibp", 2.0, "mlp"),
     mutants.signs_of_coefficients_swapped: functools.partial(GRID, "crown_ibp", math.inf, "mlp"),
     mutants.ends_of_a_neuron_confused: functools.partial(GRID, "crown", math.inf, "mlp"),
-    mutants.offsets_forgotten: functools.partial(test_soundness.test_linear_maps_are_exact, "crown", math.inf),
+    mutants.offsets_forgotten: functools.partial(GRID, "crown", math.inf, "mlp"),
+    mutants.offsets_of_outputs_forgotten: functools.partial(
+        test_soundness.test_linear_maps_are_exact, "crown", math.inf
+    ),
     mutants.windows_that_reach_into_the_padding: functools.partial(WINDOWS, "two"),
     mutants.windows_one_pixel_off: functools.partial(WINDOWS, "two"),
     mutants.slopes_that_leave_the_unit_interval: functools.partial(GRID, "alpha_crown", math.inf, "mlp"),

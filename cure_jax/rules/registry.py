@@ -63,6 +63,11 @@ class Relaxation(NamedTuple):
     lower: LinearMap
     upper: LinearMap
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether both are."""
+        return self.lower.slopes is not None and self.upper.slopes is not None
+
 
 class Affine(NamedTuple):
     """A primitive that is affine in its bounded operands together.

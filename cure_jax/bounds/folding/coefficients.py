@@ -152,7 +152,8 @@ def pull_lines(
         return positive * here(below) + negative * here(above)
 
     pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
-    constant = numerics.total(mixed(lower[1], upper[1]))
+    # An intercept is infinite where a mask leaves something out.
+    constant = numerics.total(jnp.where(value == 0, 0, mixed(lower[1], upper[1])))
     if isinstance(coefficients, Window):
         return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
     return tuple(pulled), constant

@@ -11,7 +11,7 @@ from cure_jax.bounds.folding.coefficients import Coefficients, Lines, Window
 from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 
-__all__ = ["FreeLines", "free_lines"]
+__all__ = ["FreeLines", "blended", "free_lines"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,34 +30,31 @@ class FreeLines:
     at: Callable[[jax.Array], rules.Relaxation]
     ends: tuple[rules.Relaxation, rules.Relaxation] | None
 
-    def in_windows(self, coefficients: Coefficients) -> bool:
-        """Whether these coefficients need no more alphas than their window has entries."""
-        return self.ends is not None and isinstance(coefficients, Window)
-
     def start_for(self, coefficients: Coefficients) -> jax.Array:
         """Alphas to start from, of the shape that these coefficients need."""
         if isinstance(coefficients, Window) and self.ends is not None:
             return coefficients.cut(self.start)
         return self.start
 
-    def blended(self, window: Window, alpha: jax.Array) -> tuple[Lines, Lines]:
-        """The lower and the upper lines in a window.
 
-        Args:
-          window: of which `[*sizes]` are the alphas.
-          alpha: `[*sizes]`.
-        """
-        assert self.ends is not None
+def blended(
+    zero: tuple[Lines, Lines], one: tuple[Lines, Lines], window: Window, alpha: jax.Array
+) -> tuple[Lines, Lines]:
+    """The lower and the upper lines in a window, between those at alpha 0 and at 1.
 
-        def blend(zero: rules.LinearMap, one: rules.LinearMap) -> Lines:
-            assert zero.slopes is not None
-            assert one.slopes is not None
-            pairs = zip((*zero.slopes, zero.intercept), (*one.slopes, one.intercept), strict=True)
-            *slopes, intercept = (_between(window.cut(first), window.cut(last), alpha) for first, last in pairs)
-            return slopes, intercept
+    Args:
+      zero: lower and upper lines at 0, of the whole output.
+      one: those at 1.
+      window: of which `[*sizes]` are the alphas.
+      alpha: `[*sizes]`.
+    """
 
-        (lower_zero, upper_zero), (lower_one, upper_one) = self.ends
-        return blend(lower_zero, lower_one), blend(upper_zero, upper_one)
+    def blend(first: Lines, last: Lines) -> Lines:
+        pairs = zip((*first[0], first[1]), (*last[0], last[1]), strict=True)
+        *slopes, intercept = (_between(window.cut(start), window.cut(end), alpha) for start, end in pairs)
+        return slopes, intercept
+
+    return blend(zero[0], one[0]), blend(zero[1], one[1])
 
 
 def _between(zero: jax.Array, one: jax.Array, alpha: jax.Array) -> jax.Array:

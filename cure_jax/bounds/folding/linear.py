@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import coefficients as forms
-from cure_jax.bounds.folding.coefficients import Coefficients, Window
-from cure_jax.bounds.folding.free_lines import FreeLines
+from cure_jax.bounds.folding.coefficients import Coefficients, Lines, Window
+from cure_jax.bounds.folding.constants import Bases
+from cure_jax.bounds.folding.free_lines import FreeLines, blended
 from cure_jax.bounds.folding.selection import map_selected
 from cure_jax.bounds.folding.vertices import ActivatedBall, AtVertices
 from cure_jax.bounds.rounding import outward, outward_region
@@ -41,7 +42,6 @@ __all__ = [
     "concretize",
     "concretized_output",
     "least_of_each",
-    "pull_affine",
     "pull_relaxed",
 ]
 
@@ -97,7 +97,10 @@ def backsubstitute(
     pending: dict[int, Coefficients] = {target.index: coefficients}
     kept: dict[int, Coefficients] = {}
     met: dict[int, jax.Array] = {}
-    offset, widest = jnp.zeros((), target.dtype), forms.size(coefficients)
+    # Outward rounding bounds what each equation adds, as computed.
+    bases = Bases(graph) if intercepts is None else None
+    offset = jnp.zeros((), target.dtype) if bases is None else bases.inner(coefficients, target)
+    widest = forms.size(coefficients)
     for equation in reversed(graph.equations):
         index = equation.output.index
         if index not in pending:
@@ -107,18 +110,18 @@ def backsubstitute(
             continue
         here = pending.pop(index)
         if affine:
-            pulled, constant = pull_affine(equation, here)
-        elif isinstance(lines := relaxations[index], FreeLines) and lines.in_windows(here):
+            pulled, constant = forms.pull(equation, here), None
+        elif isinstance(lines := relaxations[index], FreeLines):
             met[index] = lines.start_for(here) if alphas is None else alphas[index]
-            pulled, constant = _pull_free(lines, here, met[index])
+            (pulled, constant), at_vertices = _pull_free(equation, lines, here, met[index], bases)
+            kept |= {index: forms.negative(here)} if at_vertices else {}
         else:
-            if isinstance(lines, FreeLines):
-                met[index] = lines.start if alphas is None else alphas[index]
-                lines = lines.at(met[index])
-            if isinstance(lines, AtVertices):
-                kept[index] = forms.negative(here)
-            pulled, constant = pull_relaxed(equation, lines, here)
-        offset = offset + constant if intercepts is None else _plus(offset, here, intercepts[index])
+            pulled, constant = pull_relaxed(equation, lines, here, bases)
+            kept |= {index: forms.negative(here)} if isinstance(lines, AtVertices) else {}
+        if intercepts is not None:
+            offset = _plus(offset, here, intercepts[index])
+        elif constant is not None:
+            offset = offset + constant
         for node, part in zip(equation.bounded, pulled, strict=True):
             pending[node.index] = _merged(pending.get(node.index), part, node, intercepts is not None)
             widest = max(widest, forms.size(part))
@@ -147,26 +150,8 @@ def _pinned(coefficients: Coefficients) -> Coefficients:
     return numerics.pinned(coefficients)
 
 
-def pull_affine(equation: Equation, coefficients: Coefficients) -> tuple[tuple[Coefficients, ...], jax.Array]:
-    """Moves coefficients through an affine equation.
-
-    Args:
-      equation: with an affine rule.
-      coefficients: on its output.
-
-    Returns:
-      Coefficients on each bounded operand, and the constant: `<coefficients, y> = sum_i <pulled_i, x_i> + constant`.
-    """
-    rule = rules.lookup(equation)
-    assert isinstance(rule, rules.Affine)
-    pulled = forms.pull(equation, coefficients)
-    if not rule.offset:
-        return pulled, jnp.zeros((), equation.output.dtype)
-    return pulled, forms.inner(coefficients, equation.evaluate(*(node.zeros() for node in equation.bounded)))
-
-
 def pull_relaxed(
-    equation: Equation, relaxation: rules.Relaxation, coefficients: Coefficients
+    equation: Equation, relaxation: rules.Relaxation, coefficients: Coefficients, bases: Bases | None = None
 ) -> tuple[tuple[Coefficients, ...], jax.Array]:
     """Moves coefficients through a relaxed equation: its lower line where one is positive, else its upper line.
 
@@ -174,22 +159,41 @@ def pull_relaxed(
       equation: with a nonlinear rule.
       relaxation: of it, on a box.
       coefficients: on its output.
+      bases: of the operands; None to leave out what affine equations add.
 
     Returns:
-      Coefficients on each bounded operand, and the constant: `<coefficients, y> >= sum_i <pulled_i, x_i> + constant`.
+      Coefficients on each bounded operand without its base, and the constant:
+      `<coefficients, y> >= sum_i <pulled_i, x_i - base_i> + constant`.
     """
+    if relaxation.elementwise:
+        return forms.pull_lines(coefficients, *_lines(equation, relaxation, bases))
     lower, upper = relaxation
-    if lower.slopes is not None and upper.slopes is not None:
-        return forms.pull_lines(coefficients, (lower.slopes, lower.intercept), (upper.slopes, upper.intercept))
     coefficients = forms.dense(coefficients, equation.output.shape)
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
     pulled = tuple(below + above for below, above in zip(lower.pull(positive), upper.pull(negative), strict=True))
-    return pulled, numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
+    constant = numerics.total(positive * lower.intercept) + numerics.total(negative * upper.intercept)
+    if bases is not None:
+        constant = constant + sum(map(bases.inner, pulled, equation.bounded))
+    return pulled, constant
 
 
-def _pull_free(lines: FreeLines, window: Coefficients, alpha: jax.Array) -> tuple[tuple[Coefficients, ...], jax.Array]:
-    assert isinstance(window, Window)
-    return forms.pull_lines(window, *lines.blended(window, alpha), cut=True)
+def _pull_free(
+    equation: Equation, lines: FreeLines, coefficients: Coefficients, alpha: jax.Array, bases: Bases | None
+) -> tuple[tuple[tuple[Coefficients, ...], jax.Array], bool]:
+    """The same with the lines at alpha; and whether they are those of a layer whose coefficients are kept."""
+    if lines.ends is None or not isinstance(coefficients, Window):
+        relaxation = lines.at(alpha)
+        return pull_relaxed(equation, relaxation, coefficients, bases), isinstance(relaxation, AtVertices)
+    zero, one = (_lines(equation, end, bases) for end in lines.ends)
+    return forms.pull_lines(coefficients, *blended(zero, one, coefficients, alpha), cut=True), False
+
+
+def _lines(equation: Equation, relaxation: rules.Relaxation, bases: Bases | None) -> tuple[Lines, Lines]:
+    """The lower and the upper lines of an elementwise relaxation, of the operands without their bases."""
+    lower, upper = relaxation if bases is None else bases.moved(equation, relaxation)
+    assert lower.slopes is not None
+    assert upper.slopes is not None
+    return (lower.slopes, lower.intercept), (upper.slopes, upper.intercept)
 
 
 def concretize(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from cure_jax import numerics, rules
 from cure_jax.bounds.folding import coefficients as forms
-from cure_jax.bounds.folding.linear import pull_affine, pull_relaxed
+from cure_jax.bounds.folding.constants import Bases
+from cure_jax.bounds.folding.linear import pull_relaxed
 from cure_jax.graph import Equation, Graph, Node
 from cure_jax.regions import Interval
 
@@ -35,7 +36,8 @@ def fold(
       Coefficients on the input, and a constant.
     """
     assert isinstance(graph.output, Node)
-    pending, constant = {graph.output.index: row}, jnp.zeros((), row.dtype)
+    bases = Bases(graph)
+    pending, constant = {graph.output.index: row}, bases.inner(row, graph.output)
     for equation in reversed(graph.equations):
         index = equation.output.index
         if index not in pending:
@@ -43,12 +45,12 @@ def fold(
         coefficients = pending.pop(index)
         if index in layers:
             slopes, least = relax(equation, coefficients)
-            pulled = (slopes,)
+            pulled, constant = (slopes,), constant + least + bases.inner(slopes, *equation.bounded)
         elif index in relaxations:
-            pulled, least = pull_relaxed(equation, relaxations[index], coefficients)
+            pulled, least = pull_relaxed(equation, relaxations[index], coefficients, bases)
+            constant = constant + least
         else:
-            pulled, least = pull_affine(equation, coefficients)
-        constant = constant + least
+            pulled = forms.pull(equation, coefficients)
         for node, part in zip(equation.bounded, pulled, strict=True):
             part = forms.dense(part, node.shape)
             pending[node.index] = pending[node.index] + part if node.index in pending else part
