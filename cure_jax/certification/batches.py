@@ -1,6 +1,7 @@
 """Many examples in batches of one shape, on one device or many: what certificates and attacks share."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ __all__ = [
     "predicts",
     "shown",
 ]
+
+_LOGGER = logging.getLogger(__name__)
 
 # From an example, or an example and its own radius.
 MakeRegion = Callable[..., Region]
@@ -100,7 +103,7 @@ class Batches:
 
     def __init__(self, whole: tuple[Any, ...], arrays: Sequence[np.ndarray], batch_size: int, mesh: Mesh | None):
         to_all, self._to_each = _placement(mesh)
-        self._whole, self._arrays, self._size = to_all(whole), arrays, batch_size
+        self._whole, self._arrays, self._size, self._mesh = to_all(whole), arrays, batch_size, mesh
 
     def apply(
         self,
@@ -111,6 +114,8 @@ class Batches:
     ) -> dict[str, np.ndarray]:
         """Applies a function of `whole` and of batches to the examples of some rows, or of all; tells each count.
 
+        Where a batch does not fit into memory, half of one is tried, from then on.
+
         Args:
           function: of `whole`, of the arrays and of `own`.
           rows: numbers of examples, any of them several times; None for all.
@@ -118,16 +123,30 @@ class Batches:
           own: more arguments, with an entry for each row.
         """
         rows = np.arange(len(self._arrays[0])) if rows is None else rows
-        results = []
-        for start in range(0, len(rows), self._size):
-            batch = np.arange(start, min(start + self._size, len(rows)))
+        results, done = [], 0
+        while done < len(rows):
+            batch = np.arange(done, min(done + self._size, len(rows)))
             # The last batch repeats its last example, so that one shape is compiled.
             full = np.pad(batch, (0, self._size - len(batch)), mode="edge")
             arrays = [array[rows[full]] for array in self._arrays] + [array[full] for array in own]
-            result = distributed.fetch(function(*self._whole, *self._to_each(arrays)))
+            try:
+                result = distributed.fetch(function(*self._whole, *self._to_each(arrays)))
+            except jax.errors.JaxRuntimeError as error:
+                self._halve(error)
+                continue
             results.append({name: value[: len(batch)] for name, value in result.items()})
+            done += len(batch)
             advance(len(batch))
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _halve(self, error: jax.errors.JaxRuntimeError) -> None:
+        """Makes batches smaller, if that is what is missing and can be done."""
+        half, mesh = self._size // 2, self._mesh
+        several = mesh is not None and (half % mesh.size or distributed.spans_processes(mesh.devices.flat))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not half or several:
+            raise error
+        _LOGGER.warning("A batch of %d examples does not fit into memory; %d at once are tried.", self._size, half)
+        self._size = half
 
 
 def in_all_norms(verdicts: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -152,11 +152,19 @@ def pull_lines(
         return positive * here(below) + negative * here(above)
 
     pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
-    # An intercept is infinite where a mask leaves something out.
-    constant = numerics.total(jnp.where(value == 0, 0, mixed(lower[1], upper[1])))
+    constant = numerics.total(_mixed(value, here(lower[1]), here(upper[1])))
     if isinstance(coefficients, Window):
         return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
     return tuple(pulled), constant
+
+
+def _mixed(value: jax.Array, below: jax.Array, above: jax.Array) -> jax.Array:
+    """Lower or upper intercepts times coefficients, where 0 * infinity is 0: what a mask leaves out."""
+    finite = jnp.isfinite(below) & jnp.isfinite(above)
+    infinite = lax.stop_gradient(jnp.where(value > 0, value * below, jnp.where(value < 0, value * above, 0)))
+    below, above = jnp.where(finite, below, 0), jnp.where(finite, above, 0)
+    positive = jnp.maximum(value, 0)
+    return jnp.where(finite, positive * below + (value - positive) * above, infinite)
 
 
 def add(left: Coefficients, right: Coefficients, shape: tuple[int, ...]) -> Coefficients:

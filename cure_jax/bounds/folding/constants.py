@@ -65,6 +65,8 @@ def _moved(line: rules.LinearMap, bases: Sequence[jax.Array | None]) -> rules.Li
     intercept = line.intercept
     for slope, base in zip(line.slopes, bases, strict=True):
         if base is not None:
-            # What a mask leaves out is infinite, and its slope is 0.
-            intercept = intercept + jnp.where(slope == 0, 0, slope * base)
+            finite = jnp.isfinite(base)
+            # What a mask leaves out, whose slope is 0 as a rule.
+            infinite = jax.lax.stop_gradient(jnp.where(slope == 0, 0, slope * base))
+            intercept = intercept + jnp.where(finite, slope * jnp.where(finite, base, 0), infinite)
     return rules.elementwise_map(line.slopes, intercept)
