@@ -111,6 +111,7 @@ class Batches:
         rows: np.ndarray | None = None,
         advance: Callable[[int], None] = lambda count: None,
         own: Sequence[np.ndarray] = (),
+        share: float = 1.0,
     ) -> dict[str, np.ndarray]:
         """Applies a function of `whole` and of batches to the examples of some rows, or of all; tells each count.
 
@@ -121,31 +122,38 @@ class Batches:
           rows: numbers of examples, any of them several times; None for all.
           advance: is told how many rows are done, batch by batch.
           own: more arguments, with an entry for each row.
+          share: of a batch that is done at once, for functions that need more memory than others.
         """
         rows = np.arange(len(self._arrays[0])) if rows is None else rows
         results, done = [], 0
         while done < len(rows):
-            batch = np.arange(done, min(done + self._size, len(rows)))
+            size = self._part(share)
+            batch = np.arange(done, min(done + size, len(rows)))
             # The last batch repeats its last example, so that one shape is compiled.
-            full = np.pad(batch, (0, self._size - len(batch)), mode="edge")
+            full = np.pad(batch, (0, size - len(batch)), mode="edge")
             arrays = [array[rows[full]] for array in self._arrays] + [array[full] for array in own]
             try:
                 result = distributed.fetch(function(*self._whole, *self._to_each(arrays)))
             except jax.errors.JaxRuntimeError as error:
-                self._halve(error)
+                self._halve(size, error)
                 continue
             results.append({name: value[: len(batch)] for name, value in result.items()})
             done += len(batch)
             advance(len(batch))
         return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
-    def _halve(self, error: jax.errors.JaxRuntimeError) -> None:
-        """Makes batches smaller, if that is what is missing and can be done."""
-        half, mesh = self._size // 2, self._mesh
+    def _part(self, share: float) -> int:
+        """So much of a batch, which still divides over the devices."""
+        devices = 1 if self._mesh is None else self._mesh.size
+        return max(int(share * self._size) // devices, 1) * devices
+
+    def _halve(self, size: int, error: jax.errors.JaxRuntimeError) -> None:
+        """Makes batches of a size smaller, if that is what is missing and can be done."""
+        half, mesh = size // 2, self._mesh
         several = mesh is not None and (half % mesh.size or distributed.spans_processes(mesh.devices.flat))
         if "RESOURCE_EXHAUSTED" not in str(error) or not half or several:
             raise error
-        _LOGGER.warning("A batch of %d examples does not fit into memory; %d at once are tried.", self._size, half)
+        _LOGGER.warning("A batch of %d examples does not fit into memory; %d at once are tried.", size, half)
         self._size = half
 
 

@@ -52,3 +52,17 @@ def test_a_batch_is_as_large_as_its_mesh_at_least():
     function, _ = _fitting(7)
     with pytest.raises(jax.errors.JaxRuntimeError):
         Batches((2.0,), (_EXAMPLES,), 16, mesh).apply(function)
+
+
+def test_a_share_of_a_batch_divides_over_the_devices():
+    function, sizes = _fitting(100)
+    batches = Batches((2.0,), (_EXAMPLES,), 8, None)
+    for share, expected in ((0.5, 4), (0.3, 2), (0.01, 1)):
+        sizes.clear()
+        np.testing.assert_array_equal(batches.apply(function, share=share)["sum"], _EXAMPLES + 2)
+        assert set(sizes) == {expected}
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    for share, expected in ((0.5, 16), (0.4, 8), (0.01, 8)):
+        sizes.clear()
+        Batches((2.0,), (_EXAMPLES,), 32, mesh).apply(function, share=share)
+        assert set(sizes) == {expected}

@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 from jax.tree_util import Partial
 
 import cure_jax as cj
+from cure_jax.certification import dataset
 from tests.certification.examples import IMAGES, LABELS, REGIONS, F
 
 
@@ -223,3 +224,22 @@ def test_what_a_network_says_of_one_example_is_explained():
         assert f"one example, of shape {IMAGES.shape[1:]}; expected a function of one" in "".join(
             raised.value.__notes__
         )
+
+
+def test_many_margins_make_batches_of_methods_that_optimise_smaller(monkeypatch):
+    sizes, bounded = [], dataset._bounded
+
+    def watched(f, make_region, x, *rest, method, **options):
+        sizes.append((method, len(x)))
+        return bounded(f, make_region, x, *rest, method=method, **options)
+
+    monkeypatch.setattr(dataset, "_bounded", watched)
+    options = {"method": ("ibp", "sdp_crown"), "batch_size": 8}
+    expected = cj.certify_dataset(F, IMAGES, LABELS, {"l2": REGIONS["l2"]}, **options)
+    assert set(sizes) == {("ibp", 8), ("sdp_crown", 8)}
+    sizes.clear()
+    monkeypatch.setattr(dataset, "_MARGINS", 0.25)
+    found = cj.certify_dataset(F, IMAGES, LABELS, {"l2": REGIONS["l2"]}, **options)
+    assert max(size for method, size in sizes if method == "sdp_crown") < 8
+    assert all(size == 8 for method, size in sizes if method == "ibp")
+    np.testing.assert_array_equal(found.verified["l2"], expected.verified["l2"])
