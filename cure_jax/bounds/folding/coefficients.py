@@ -129,7 +129,7 @@ Lines: TypeAlias = tuple[Sequence[jax.Array], jax.Array]
 
 
 def pull_lines(
-    coefficients: Coefficients, lower: Lines, upper: Lines, *, cut: bool = False
+    coefficients: Coefficients, lower: Lines, upper: Lines, *, cut: bool = False, masked: bool = False
 ) -> tuple[tuple[Coefficients, ...], jax.Array]:
     """Moves coefficients through elementwise lines: the lower one where they are positive, else the upper one.
 
@@ -138,6 +138,7 @@ def pull_lines(
       lower: for each entry of the output.
       upper: likewise.
       cut: whether the lines are those of the entries in the window of the coefficients alone.
+      masked: whether an infinite intercept times 0 is 0: what a mask leaves out. Else it is no number.
 
     Returns:
       Coefficients on each operand, and the constant.
@@ -149,22 +150,17 @@ def pull_lines(
     negative = value - positive
 
     def mixed(below: jax.Array, above: jax.Array) -> jax.Array:
-        return positive * here(below) + negative * here(above)
+        return positive * below + negative * above
 
-    pulled = [mixed(below, above) for below, above in zip(lower[0], upper[0], strict=True)]
-    constant = numerics.total(_mixed(value, here(lower[1]), here(upper[1])))
+    pulled = [mixed(here(below), here(above)) for below, above in zip(lower[0], upper[0], strict=True)]
+    below, above = here(lower[1]), here(upper[1])
+    if masked:
+        left_out = (value == 0) & (jnp.isinf(below) | jnp.isinf(above))
+        below, above = jnp.where(left_out, 0, below), jnp.where(left_out, 0, above)
+    constant = numerics.total(mixed(below, above))
     if isinstance(coefficients, Window):
         return tuple(dataclasses.replace(coefficients, value=part) for part in pulled), constant
     return tuple(pulled), constant
-
-
-def _mixed(value: jax.Array, below: jax.Array, above: jax.Array) -> jax.Array:
-    """Lower or upper intercepts times coefficients, where 0 * infinity is 0: what a mask leaves out."""
-    finite = jnp.isfinite(below) & jnp.isfinite(above)
-    infinite = lax.stop_gradient(jnp.where(value > 0, value * below, jnp.where(value < 0, value * above, 0)))
-    below, above = jnp.where(finite, below, 0), jnp.where(finite, above, 0)
-    positive = jnp.maximum(value, 0)
-    return jnp.where(finite, positive * below + (value - positive) * above, infinite)
 
 
 def add(left: Coefficients, right: Coefficients, shape: tuple[int, ...]) -> Coefficients:

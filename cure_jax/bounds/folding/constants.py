@@ -62,11 +62,11 @@ class Bases:
 
 def _moved(line: rules.LinearMap, bases: Sequence[jax.Array | None]) -> rules.LinearMap:
     assert line.slopes is not None
-    intercept = line.intercept
+    # Of a rule, infinite says that there is no bound, whatever the coefficient; of a base, what a mask leaves out.
+    intercept = jnp.where(jnp.isinf(line.intercept), jnp.nan, line.intercept)
     for slope, base in zip(line.slopes, bases, strict=True):
         if base is not None:
             finite = jnp.isfinite(base)
-            # What a mask leaves out, whose slope is 0 as a rule.
             infinite = jax.lax.stop_gradient(jnp.where(slope == 0, 0, slope * base))
             intercept = intercept + jnp.where(finite, slope * jnp.where(finite, base, 0), infinite)
     return rules.elementwise_map(line.slopes, intercept)

@@ -166,7 +166,7 @@ def pull_relaxed(
       `<coefficients, y> >= sum_i <pulled_i, x_i - base_i> + constant`.
     """
     if relaxation.elementwise:
-        return forms.pull_lines(coefficients, *_lines(equation, relaxation, bases))
+        return forms.pull_lines(coefficients, *_lines(equation, relaxation, bases), masked=bases is not None)
     lower, upper = relaxation
     coefficients = forms.dense(coefficients, equation.output.shape)
     positive, negative = jnp.maximum(coefficients, 0), jnp.minimum(coefficients, 0)
@@ -185,7 +185,8 @@ def _pull_free(
         relaxation = lines.at(alpha)
         return pull_relaxed(equation, relaxation, coefficients, bases), isinstance(relaxation, AtVertices)
     zero, one = (_lines(equation, end, bases) for end in lines.ends)
-    return forms.pull_lines(coefficients, *blended(zero, one, coefficients, alpha), cut=True), False
+    lower, upper = blended(zero, one, coefficients, alpha)
+    return forms.pull_lines(coefficients, lower, upper, cut=True, masked=bases is not None), False
 
 
 def _lines(equation: Equation, relaxation: rules.Relaxation, bases: Bases | None) -> tuple[Lines, Lines]:
