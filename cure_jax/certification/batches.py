@@ -147,7 +147,7 @@ class Batches:
         devices = 1 if self._mesh is None else self._mesh.size
         return max(int(share * self._size) // devices, 1) * devices
 
-    def _halve(self, size: int, error: jax.errors.JaxRuntimeError) -> None:
+    def _halve(self, size: int, error: Exception) -> None:
         """Makes batches of a size smaller, if that is what is missing and can be done."""
         half, mesh = size // 2, self._mesh
         several = mesh is not None and (half % mesh.size or distributed.spans_processes(mesh.devices.flat))
