@@ -61,12 +61,11 @@ def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Arra
     zero, one = jnp.zeros((), equation.output.dtype), jnp.ones((), equation.output.dtype)
     if equation.name == "abs":
         return equation.output.zeros(), (-one, one)
-    if equation.name not in ("max", "min", "leaky_relu") or len(equation.constants) != 1:
-        return None
-    (constant,) = equation.constants
-    values = jnp.broadcast_to(constant, equation.output.shape)
     if equation.name == "leaky_relu":
-        return equation.output.zeros(), (values, one)
+        return equation.output.zeros(), (_negative_slope(equation), one)
+    if equation.name not in ("max", "min") or not _one_bounded(equation):
+        return None
+    values = _constant_of(equation)
     # The maximum with -inf and the minimum with +inf are their operand; softmax takes the first.
     neutral = values == (-math.inf if equation.name == "max" else math.inf)
     flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)

@@ -117,7 +117,7 @@ def test_convex_networks_are_bounded_exactly_layer_by_layer() -> None:
     def f(x: jax.Array) -> jax.Array:
         hidden = jax.nn.relu(x @ weights[0])
         for layer in weights[1:-1]:
-            hidden = jax.nn.leaky_relu(hidden @ layer - 2.0, 0.1)
+            hidden = jax.nn.leaky_relu(hidden @ layer - 2.0)
         return hidden @ weights[-1]
 
     x = jnp.array([0.0, 1, 1, 0, 1, 0])
@@ -128,7 +128,14 @@ def test_convex_networks_are_bounded_exactly_layer_by_layer() -> None:
         np.testing.assert_allclose(bound, jnp.min(jax.vmap(f)(points), axis=0), rtol=1e-4)
 
 
-_ACTIVATIONS = (jax.nn.relu, lambda x: jax.nn.leaky_relu(x, 0.3), jnp.abs, lambda x: jnp.maximum(x, 0.2), jnp.tanh)
+_ACTIVATIONS = (
+    jax.nn.relu,
+    jax.nn.leaky_relu,
+    lambda x: jax.nn.leaky_relu(x, 0.3),
+    jnp.abs,
+    lambda x: jnp.maximum(x, 0.2),
+    jnp.tanh,
+)
 
 
 @pytest.mark.parametrize(("depth", "residual"), [(2, False), pytest.param(3, True, marks=pytest.mark.slow)])

@@ -79,6 +79,23 @@ def test_every_rule_has_a_case():
     assert all(any(rule is other for other in used) for rule in nonlinear)
 
 
+_PIECES = ("max", "min", "abs", "leaky_relu")
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.primitive in _PIECES])
+def test_two_pieces_are_the_function(name):
+    """Of one operand, two lines that meet at the kink; whatever its slope is written as."""
+    equation = _equation(CASES[name])
+    pieces = rules.two_pieces(equation)
+    assert (pieces is None) == (len(equation.bounded) == 2)
+    if pieces is not None:
+        kink, (left, right) = pieces
+        (node,) = equation.bounded
+        for x in jax.random.normal(jax.random.key(7), (20, *node.shape)):
+            expected = kink + jnp.where(x < kink, left, right) * (x - kink)
+            np.testing.assert_allclose(equation.evaluate(x), expected, atol=1e-6)
+
+
 def test_lines_that_are_called_blends_are_blends():
     blending = [name for name in _nonlinear() if rules.lookup(_equation(CASES[name])).blends]
     assert {"max", "clamp"} <= {CASES[name].primitive for name in blending}
