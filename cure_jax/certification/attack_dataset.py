@@ -17,6 +17,7 @@ from cure_jax.certification.batches import (
     as_pytree,
     check_divides,
     checked,
+    classified_right,
     divided,
     in_all_norms,
     own_radii,
@@ -94,15 +95,21 @@ def attack_dataset(  # noqa: PLR0913  (the options of a long-running job)
     own = own_radii(radii or {}, regions, images)
     check_divides(batch_size, mesh)
     f, survived, points = as_pytree(f), {}, {}
+    # What is misclassified is broken already.
+    correct = classified_right(f, images, labels, batch_size, mesh)
+    rows, numbers = np.flatnonzero(correct), np.arange(len(images))
+    attacked = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
     with shown(len(images), "attack", show_progress, parts=len(regions)) as advance:
         for index, (norm, make_region) in enumerate(regions.items()):
-            numbers, norm_key = np.arange(len(images)), jax.random.fold_in(key, index)
-            whole, divided = (f, as_pytree(make_region), norm_key), (images, labels, numbers, *own[norm])
-            attacked = functools.partial(_attacked, steps=steps, restarts=restarts, mesh=mesh)
-            done = functools.partial(advance, norm)
-            advance(f"compiling {norm}", 0)
-            found = Batches(whole, divided, batch_size, mesh).apply(attacked, advance=done)
-            survived[norm], points[norm] = found["survived"], found["points"]
+            whole = f, as_pytree(make_region), jax.random.fold_in(key, index)
+            batches = Batches(whole, (images, labels, numbers, *own[norm]), batch_size, mesh)
+            survived[norm], points[norm] = correct.copy(), images.copy()
+            if others := len(images) - len(rows):
+                advance(norm, others)
+            if len(rows):
+                advance(f"compiling {norm}", 0)
+                found = batches.apply(attacked, rows, functools.partial(advance, norm))
+                survived[norm][rows], points[norm][rows] = found["survived"], found["points"]
     return DatasetAttack(survived, points)
 
 
@@ -127,10 +134,10 @@ def _attacked(  # noqa: PLR0913  (one argument for each thing that varies)
             for index, loss in enumerate(_LOSSES):
                 folded, region = jax.random.fold_in(own, index), make_region(x, *radius)
                 found = attacks.pgd(f, x, label, region, key=folded, steps=steps, restarts=restarts, loss=loss)
-                right = predicts(f, found, label)
-                margin = jnp.where(right, jnp.min(margins(f, label)(found)), -jnp.inf)
+                still = predicts(f, found, label)
+                margin = jnp.where(still, jnp.min(margins(f, label)(found)), -jnp.inf)
                 worst, least = jnp.where(margin < least, found, worst), jnp.minimum(margin, least)
-                standing &= right
+                standing &= still
             return standing, worst
 
         standing, worst = jax.vmap(one)(*examples)

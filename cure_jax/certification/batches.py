@@ -1,6 +1,7 @@
 """Many examples in batches of one shape, on one device or many: what certificates and attacks share."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "check_divides",
     "checked",
     "checked_examples",
+    "classified_right",
     "divided",
     "in_all_norms",
     "own_radii",
@@ -155,6 +157,21 @@ class Batches:
             raise error
         _LOGGER.warning("A batch of %d examples does not fit into memory; %d at once are tried.", size, half)
         self._size = half
+
+
+def classified_right(
+    f: Partial, images: np.ndarray, labels: np.ndarray, batch_size: int, mesh: Mesh | None
+) -> np.ndarray:
+    """`[examples]`: where the network says the label."""
+    return Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_right, mesh=mesh))["right"]
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _right(f: Model, x: jax.Array, label: jax.Array, *, mesh: Mesh | None) -> dict[str, jax.Array]:
+    def batch(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+        return {"right": jax.vmap(functools.partial(predicts, f))(x, label)}
+
+    return divided(batch, mesh, 1)(f, x, label)
 
 
 def in_all_norms(verdicts: Mapping[str, np.ndarray]) -> np.ndarray:

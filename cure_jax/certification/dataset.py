@@ -21,9 +21,9 @@ from cure_jax.certification.batches import (
     as_pytree,
     check_divides,
     checked,
+    classified_right,
     divided,
     own_radii,
-    predicts,
     shown,
 )
 from cure_jax.certification.certificate import lower_margins, proves
@@ -109,7 +109,7 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
     _check_timeout(timeout, mesh)
     survived = _survived(attack, regions, len(images))
     f, make_regions = as_pytree(f), {norm: as_pytree(make_region) for norm, make_region in regions.items()}
-    correct = Batches((f,), (images, labels), batch_size, mesh).apply(functools.partial(_correct, mesh=mesh))["correct"]
+    correct = classified_right(f, images, labels, batch_size, mesh)
     first = {norm: make_region(*_first(images, *own[norm])) for norm, make_region in make_regions.items()}
     _tell_reaching_all(first)
     stages = {norm: tried(method, region, arithmetic) for norm, region in first.items()}
@@ -209,14 +209,6 @@ def _proved(  # noqa: PLR0913  (one argument for each thing that varies)
     # These keep parameters of every neuron for each margin; a batch of 100 with 199 margins took 36 GB.
     share = min(1.0, _MARGINS / columns.shape[1]) if stage in OPTIMISED else 1.0
     return batches.apply(bounded, rows, own=(against,), share=share)
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _correct(f: Model, x: jax.Array, label: jax.Array, *, mesh: Mesh | None) -> dict[str, jax.Array]:
-    def batch(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-        return {"correct": jax.vmap(functools.partial(predicts, f))(x, label)}
-
-    return divided(batch, mesh, 1)(f, x, label)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "arithmetic", "mesh"))

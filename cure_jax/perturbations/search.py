@@ -23,6 +23,7 @@ from cure_jax.certification.batches import (
     as_pytree,
     check_divides,
     checked_examples,
+    classified_right,
     divided,
     predicts,
     shown,
@@ -118,7 +119,7 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; expected a number above 0. Raise it, or leave it out.")
     batches = Batches((as_pytree(f), perturbation), (images, labels), batch_size, mesh)
-    correct = batches.apply(functools.partial(_correct, mesh=mesh))["correct"]
+    correct = classified_right(as_pytree(f), images, labels, batch_size, mesh)
     search = _Search(perturbation, images.shape[1:], correct, max_cells, len(stages))
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with shown(len(images), "certify", show_progress) as advance:
@@ -216,17 +217,6 @@ class _Search:
         """The time is over for all that wait."""
         self.unfinished[list(self._waiting)] = True
         self._waiting.clear()
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _correct(
-    f: Model, perturbation: Perturbation, x: jax.Array, label: jax.Array, *, mesh: Mesh | None
-) -> dict[str, jax.Array]:
-    def batch(f: Model, x: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
-        return {"correct": jax.vmap(functools.partial(predicts, f))(x, label)}
-
-    del perturbation
-    return divided(batch, mesh, 1)(f, x, label)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "mesh"))

@@ -1,5 +1,7 @@
 """Many examples: the same verdicts as one by one, whatever the batch size and the devices."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,26 @@ def test_an_attack_gives_its_points():
         assert np.all(np.asarray(closer)[found.survived[norm]])
     # An example that is misclassified is its own counterexample.
     np.testing.assert_array_equal(found.points["l2"][:3], IMAGES[:3])
+
+
+def test_what_is_misclassified_is_not_attacked(monkeypatch):
+    # The package has a function of this name.
+    module = importlib.import_module("cure_jax.certification.attack_dataset")
+    labels, attack, nowhere = [], module._attacked, (LABELS + 1) % 3
+
+    def attacked(f, make_region, key, x, label, *rest, **options):
+        labels.extend(np.asarray(label))
+        return attack(f, make_region, key, x, label, *rest, **options)
+
+    monkeypatch.setattr(module, "_attacked", attacked)
+    region, options = {"l2": REGIONS["l2"]}, {"key": jax.random.key(0), "steps": 1, "restarts": 1, "batch_size": 1}
+    found = cj.attack_dataset(F, IMAGES, LABELS, region, **options)
+    np.testing.assert_array_equal(labels, LABELS[3:])
+    assert not np.any(found.survived["l2"][:3])
+    found = cj.attack_dataset(F, IMAGES, nowhere, region, **options)
+    assert len(labels) == len(LABELS) - 3
+    assert not np.any(found.survived["l2"])
+    np.testing.assert_array_equal(found.points["l2"], IMAGES)
 
 
 def test_what_an_attack_broke_is_only_tried_cheaply(tried):
