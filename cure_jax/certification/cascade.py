@@ -3,7 +3,8 @@
 That is examples, and of these, for methods whose work grows with them, single margins. What a batch bounds has one
 shape, so it bounds as many margins of each example as the example needs that has most of them open. Examples with
 equally many are neighbours, and the places that others do not need go to margins that are proved already: every number
-that comes back is a bound of the margin whose column it names, and may only raise what is known of that one.
+that comes back is a bound of the margin whose column it names, and may only raise what is known of that one. The margin
+of which the least is known goes first: an example where that one stays open is left to the next method.
 """
 
 import math
@@ -119,16 +120,11 @@ class Cascade:
     def step(self) -> int:
         """Tries the current method on the next batch; returns how many examples are decided by that."""
         rows, self._pending = np.split(self._pending, [self._batch_size])
-        before, columns = proves(self.lower[rows]), self._columns(rows)
-        began = time.monotonic()
+        before, began = proves(self.lower[rows]), time.monotonic()
         with compile_seconds() as compiling:
-            found = self._prove(self._left[0], rows, columns)
+            self._bound(rows)
             # At least one tick, so that a method that was tried has a rate.
             self._seconds += max(time.monotonic() - began - compiling(), 1e-9)
-        # A bound that is not a number is none.
-        places = rows[:, None], columns
-        self.lower[places] = np.fmax(self.lower[places], found["lower"])
-        self.admissible[rows] = found["admissible"]
         proved = int(np.sum(self.admissible[rows] & proves(self.lower[rows]) & ~before))
         self._proved += proved
         is_last = len(self._left) == 1
@@ -140,11 +136,24 @@ class Cascade:
                 self._left = []
         return decided
 
-    def _columns(self, rows: np.ndarray) -> np.ndarray:
-        """`[rows, columns]`: the margins to bound."""
-        if self._left[0] in self._by_margin:
-            return open_columns(self.lower[rows])
-        return np.tile(np.arange(self.lower.shape[1]), (len(rows), 1))
+    def _bound(self, rows: np.ndarray) -> None:
+        """The current method on the margins of some examples by which it could decide them."""
+        if self._left[0] not in self._by_margin:
+            self._learn(rows, np.tile(np.arange(self.lower.shape[1]), (len(rows), 1)))
+            return
+        if not self._is_first:
+            least = np.argmin(self.lower[rows], axis=1)[:, None]
+            self._learn(rows, least)
+            # Where that one is not proved, the others would not help.
+            rows = rows[proves(self.lower[rows[:, None], least]) & ~proves(self.lower[rows])]
+        if len(rows):
+            self._learn(rows, open_columns(self.lower[rows]))
+
+    def _learn(self, rows: np.ndarray, columns: np.ndarray) -> None:
+        """Keeps what the current method finds of some margins `[rows, columns]`; what is not a number is no bound."""
+        found, places = self._prove(self._left[0], rows, columns), (rows[:, None], columns)
+        self.lower[places] = np.fmax(self.lower[places], found["lower"])
+        self.admissible[rows] = found["admissible"]
 
     def _fewest_first(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(open_margins(self.lower[rows]), kind="stable")]
