@@ -3,8 +3,10 @@
 That is examples, and of these, for methods whose work grows with them, single margins. What a batch bounds has one
 shape, so it bounds as many margins of each example as the example needs that has most of them open. Examples with
 equally many are neighbours, and the places that others do not need go to margins that are proved already: every number
-that comes back is a bound of the margin whose column it names, and may only raise what is known of that one. The margin
-of which the least is known goes first: an example where that one stays open is left to the next method.
+that comes back is a bound of the margin whose column it names, and may only raise what is known of that one.
+
+The margin of which the least is known goes first. Where that one stays open, such a method leaves out the others, until
+another method has proved it: then it comes to them again, when all methods had their turn.
 """
 
 import math
@@ -87,7 +89,9 @@ class Cascade:
         self.admissible = np.zeros(len(hopeful), bool)
         self._left, self._hopeful, self._pending = list(stages), hopeful, np.arange(len(hopeful))
         self._prove, self._batch_size, self._by_margin = prove, batch_size, by_margin
-        self._proved, self._seconds, self._is_first = 0, 0.0, True
+        self._proved, self._seconds, self._is_first, self._is_again = 0, 0.0, True, False
+        # By method, [examples, others]: what it left out because another margin stayed open.
+        self._skipped = {name: np.zeros(self.lower.shape, bool) for name in stages if name in by_margin}
 
     @property
     def stage(self) -> str | None:
@@ -113,47 +117,63 @@ class Cascade:
         waiting = np.zeros(len(self._hopeful), bool)
         if self._left:
             waiting[self._pending] = True
-            if len(self._left) > 1:
-                waiting |= self._open()
+            waiting |= self._open() & ((len(self._left) > 1 and not self._is_again) or self._may_yet_be_proved())
         return waiting
 
     def step(self) -> int:
         """Tries the current method on the next batch; returns how many examples are decided by that."""
+        unfinished = self.unfinished
         rows, self._pending = np.split(self._pending, [self._batch_size])
         before, began = proves(self.lower[rows]), time.monotonic()
         with compile_seconds() as compiling:
             self._bound(rows)
             # At least one tick, so that a method that was tried has a rate.
             self._seconds += max(time.monotonic() - began - compiling(), 1e-9)
-        proved = int(np.sum(self.admissible[rows] & proves(self.lower[rows]) & ~before))
-        self._proved += proved
-        is_last = len(self._left) == 1
-        decided = len(rows) if is_last else int(np.sum(~self._open()[rows]))
-        if not len(self._pending):
-            self._left, self._pending = self._left[1:], self._fewest_first(np.flatnonzero(self._open()))
+        self._proved += int(np.sum(self.admissible[rows] & proves(self.lower[rows]) & ~before))
+        while self._left and not len(self._pending):
+            self._left = self._left[1:]
+            if not self._left and not self._is_again:
+                self._left, self._is_again = list(self._skipped), True
+            if self._left:
+                self._pending = self._fewest_first(np.flatnonzero(self._worth_trying()))
             self._proved, self._seconds, self._is_first = 0, 0.0, False
-            if not len(self._pending):
-                self._left = []
-        return decided
+        return int(np.sum(unfinished & ~self.unfinished))
 
     def _bound(self, rows: np.ndarray) -> None:
         """The current method on the margins of some examples by which it could decide them."""
         if self._left[0] not in self._by_margin:
             self._learn(rows, np.tile(np.arange(self.lower.shape[1]), (len(rows), 1)))
             return
-        if not self._is_first:
+        skipped = self._skipped[self._left[0]]
+        if not self._is_first and not self._is_again:
             least = np.argmin(self.lower[rows], axis=1)[:, None]
             self._learn(rows, least)
-            # Where that one is not proved, the others would not help.
+            skipped[rows] = True
+            skipped[rows[:, None], least] = False
             rows = rows[proves(self.lower[rows[:, None], least]) & ~proves(self.lower[rows])]
         if len(rows):
             self._learn(rows, open_columns(self.lower[rows]))
+            skipped[rows] = False
 
     def _learn(self, rows: np.ndarray, columns: np.ndarray) -> None:
         """Keeps what the current method finds of some margins `[rows, columns]`; what is not a number is no bound."""
         found, places = self._prove(self._left[0], rows, columns), (rows[:, None], columns)
         self.lower[places] = np.fmax(self.lower[places], found["lower"])
         self.admissible[rows] = found["admissible"]
+
+    def _worth_trying(self) -> np.ndarray:
+        """`[examples]`: those that the current method could help to decide."""
+        if not self._is_again:
+            return self._open()
+        skipped = self._skipped[self._left[0]] & ~proves(self.lower[..., None])
+        return self._open() & self._may_yet_be_proved() & skipped.any(axis=1)
+
+    def _may_yet_be_proved(self) -> np.ndarray:
+        """`[examples]`: every margin that is open was left out by some method."""
+        skipped = np.zeros(self.lower.shape, bool)
+        for left_out in self._skipped.values():
+            skipped |= left_out
+        return np.all(proves(self.lower[..., None]) | skipped, axis=1)
 
     def _fewest_first(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(open_margins(self.lower[rows]), kind="stable")]

@@ -74,8 +74,8 @@ def certify_dataset(  # noqa: PLR0913  (the options of a long-running job)
       method: as for `certify`. "best" tries the cheap ones first and tighter ones on what they leave undecided, and
         keeps the tightest bound of each margin; so do several names, "best" among them or not, in the order in which
         they are given. What is undecided are examples, and for the methods that optimise (`alpha_crown`, `sdp_crown`,
-        `vertex_crown`) single margins of them: the least one first, and where that is proved those of 1, 4, 16, ...
-        classes, a program each.
+        `vertex_crown`) single margins of them: the least one first, and where some method proves that one the
+        others, those of 1, 4, 16, ... classes, a program each.
       arithmetic: as for `certify`, or "float64": the network, converted exactly, and its bounds in float64, for every
         method (`cure_jax.bounds.in_float64`).
       batch_size: examples at once; bounds its memory. With a mesh, a multiple of its number of devices.

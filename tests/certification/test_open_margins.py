@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.tree_util import Partial
 
 import cure_jax as cj
@@ -90,3 +91,28 @@ def test_a_bound_counts_for_its_own_margin_alone():
         ("tight", [1], [[0]]),
         ("tight", [1], [[1, 2, 3, 4]]),
     ]
+
+
+@pytest.mark.parametrize("stages", [("cheap", "a", "b"), ("cheap", "a", "line", "b", "c"), ("a", "b"), ("cheap", "c")])
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_nothing_is_lost_by_what_is_left_out(stages, batch_size):
+    """What is proved are the examples of which every margin is proved by some method, each told once."""
+    rng, shape = np.random.default_rng(len(stages)), (60, 6)
+    table = {name: rng.normal(0.3, 1.0, size=shape) for name in stages}
+    hopeful, admissible = rng.random(60) < 0.9, rng.random(60) < 0.9
+    asked = np.zeros(shape, int)
+
+    def prove(method, rows, columns):
+        asked[rows[:, None], columns] += 1
+        return {"lower": table[method][rows[:, None], columns], "admissible": admissible[rows]}
+
+    run, told = cascade.Cascade(stages, hopeful, np.full(6, -np.inf), prove, batch_size, by_margin=["a", "b", "c"]), []
+    while run.stage is not None:
+        told.append(run.step())
+        assert sum(told) == np.sum(~run.unfinished)
+    assert sum(told) == len(hopeful)
+    best = np.max([table[name] for name in stages], axis=0)
+    expected = np.where(hopeful, (best > 0).all(axis=1), (table[stages[0]] > 0).all(axis=1)) & admissible
+    np.testing.assert_array_equal(proves(run.lower) & run.admissible, expected)
+    assert 0 < np.sum(expected & hopeful) < np.sum(hopeful & admissible)
+    assert asked.sum() < len(stages) * asked.size
