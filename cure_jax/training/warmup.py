@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cure_jax.bounds.ibp import Layers
-from cure_jax.numerics import pmean, psum
+from cure_jax.numerics import pmean
 from cure_jax.regions import Interval
 
 __all__ = ["bound_regularizer"]
@@ -35,26 +35,38 @@ def bound_regularizer(layers: Layers, axis_name: str | None) -> Float[Array, ""]
       The mean over layers of tightness + balance; a balance that is not finite (no active or no inactive unit) counts
       as 0.
     """
-    if not layers.pre_activations:
+    found = layers.pre_activations
+    if not found:
         return jnp.zeros((), layers.first.dtype)
-    input_radius = pmean(jnp.mean(layers.first.radius), axis_name)
-    terms = [_layer(interval, input_radius, axis_name) for interval in layers.pre_activations]
-    return jnp.mean(jnp.stack(terms))
-
-
-def _layer(interval: Interval, input_radius: jax.Array, axis_name: str | None) -> jax.Array:
-    center = interval.center
-    active = (interval.lower > 0).astype(center.dtype)
-    inactive = (interval.upper < 0).astype(center.dtype)
-    radius = pmean(jnp.mean(interval.radius), axis_name)
+    # Of all layers in one sum over devices, and what needs these means in another.
+    values = [jnp.mean(layers.first.radius), *(value for interval in found for value in _averages(interval))]
+    input_radius, *means = pmean(jnp.stack(values), axis_name)
+    radius, mean, of_active, of_inactive, active, inactive = jnp.stack(means).reshape(len(found), -1).T
+    spreads = [_spreads(interval, mean[index]) for index, interval in enumerate(found)]
+    of_active_around, of_inactive_around = pmean(jnp.array(spreads), axis_name).T
     tightness = jnp.maximum(_TOLERANCE - input_radius / jnp.maximum(radius, 1e-12), 0) / _TOLERANCE
-    mean = pmean(jnp.mean(center), axis_name)
-    squared = (center - mean) ** 2
-    means = _ratio(pmean(jnp.mean(center * active), axis_name), -pmean(jnp.mean(center * inactive), axis_name))
-    variances = _ratio(psum(jnp.sum(squared * active), axis_name), psum(jnp.sum(squared * inactive), axis_name))
-    some = (psum(jnp.sum(active), axis_name) > 0) & (psum(jnp.sum(inactive), axis_name) > 0)
-    balance = (jnp.maximum(_TOLERANCE - means, 0) + jnp.maximum(_TOLERANCE - variances, 0)) / _TOLERANCE
-    return tightness + jnp.where(some, balance, 0)
+    ratios = _ratio(of_active, -of_inactive), _ratio(of_active_around, of_inactive_around)
+    balance = sum(jnp.maximum(_TOLERANCE - ratio, 0) for ratio in ratios) / _TOLERANCE
+    return jnp.mean(tightness + jnp.where((active > 0) & (inactive > 0), balance, 0))
+
+
+def _surely(interval: Interval) -> tuple[jax.Array, jax.Array]:
+    """Ones where units are surely active, and where they are surely inactive."""
+    return (interval.lower > 0).astype(interval.dtype), (interval.upper < 0).astype(interval.dtype)
+
+
+def _averages(interval: Interval) -> tuple[jax.Array, ...]:
+    """Over batch and units: radii, centers, those of active and of inactive units, the shares of these units."""
+    center, (active, inactive) = interval.center, _surely(interval)
+    return tuple(
+        jnp.mean(values) for values in (interval.radius, center, center * active, center * inactive, active, inactive)
+    )
+
+
+def _spreads(interval: Interval, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean squared distance from the mean center, of active and of inactive units."""
+    squared, (active, inactive) = (interval.center - mean) ** 2, _surely(interval)
+    return jnp.mean(squared * active), jnp.mean(squared * inactive)
 
 
 def _ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -129,3 +129,10 @@ def test_devices_together_are_the_whole_batch(devices: int) -> None:
     parts = jax.tree.map(lambda leaf: leaf.reshape(devices, 4 // devices, *leaf.shape[1:]), layers)
     values = jax.vmap(lambda part: bound_regularizer(part, "devices"), axis_name="devices")(parts)
     np.testing.assert_allclose(values, np.full(devices, _expected(layers)), rtol=1e-4)
+
+
+def test_all_layers_share_two_sums_over_devices() -> None:
+    layers = _layers(*(_random(seed, 0.4, 0.1) for seed in range(5)))
+    axes = [("devices", 2)]
+    jaxpr = jax.make_jaxpr(lambda part: bound_regularizer(part, "devices"), axis_env=axes)(layers)
+    assert sum(equation.primitive.name.startswith("psum") for equation in jaxpr.eqns) == 2
