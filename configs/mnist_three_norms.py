@@ -16,7 +16,7 @@ from cure_jax.configs import mnist_cpu
 from cure_jax.configs.methods import Losses, lipschitz, small_box, with_method
 from cure_jax.training.config import Config
 
-# Chosen on the first 200 or 300 validation images, see docs/results.md.
+# Chosen on the first 200 or 300 validation images, see docs/ablations.md.
 _LOSSES = Losses(linf=small_box(0.2), l2=lipschitz(0.5), l2_alone=lipschitz(1.0))
 
 
