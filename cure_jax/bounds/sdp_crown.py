@@ -100,7 +100,7 @@ def layer_bound(layer: Layer, coefficients: jax.Array, slopes: jax.Array, multip
         end = jnp.where(rise > 0, low, jnp.where(rise < 0, high, center))
         stationary = jnp.where(curved, center - rise / jnp.where(curved, multiplier, 1), end)
         t = jax.lax.stop_gradient(jnp.clip(stationary, low, high))
-        value = coefficients * (layer.kink + slope * (t - layer.kink)) - slopes * t
+        value = coefficients * rules.piece(layer.kink, slope, t) - slopes * t
         # In this order no square overflows before it is made small.
         return jnp.where(low > high, jnp.inf, value + lifted(t - center))
 

@@ -16,7 +16,7 @@ from cure_jax.rules import (
     smooth,
     sorting,
 )
-from cure_jax.rules.elementwise import two_pieces
+from cure_jax.rules.elementwise import piece, two_pieces
 from cure_jax.rules.registry import (
     Affine,
     Domain,
@@ -44,6 +44,7 @@ __all__ = [
     "logaddexp",
     "lookup",
     "periodic",
+    "piece",
     "pieces",
     "pooling",
     "register",

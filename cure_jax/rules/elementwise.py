@@ -17,7 +17,7 @@ from cure_jax.graph import Equation
 from cure_jax.regions import Interval
 from cure_jax.rules.registry import LinearMap, Nonlinear, Relaxation, elementwise_map, register
 
-__all__ = ["relu_slopes", "two_pieces"]
+__all__ = ["piece", "relu_slopes", "two_pieces"]
 
 _NARROWEST = 1e-16
 
@@ -70,6 +70,15 @@ def two_pieces(equation: Equation) -> tuple[jax.Array, tuple[jax.Array, jax.Arra
     neutral = values == (-math.inf if equation.name == "max" else math.inf)
     flat, kink = jnp.where(neutral, one, zero), jnp.where(neutral, 0, values)
     return kink, (flat, one) if equation.name == "max" else (one, flat)
+
+
+def piece(kink: jax.Array, slope: jax.Array, x: jax.Array) -> jax.Array:
+    """The straight piece of a slope at x; its value at the kink is the kink itself, as `two_pieces` has it.
+
+    With slope 1 it is x, with slope 0 the kink, without rounding: of `kink + slope * (x - kink)` nothing is left of x
+    where the kink is as far away as that of `jnp.maximum(x, -1e9)`.
+    """
+    return kink * (1 - slope) + slope * x
 
 
 def _unstable(lower: jax.Array, upper: jax.Array) -> jax.Array:
@@ -198,7 +207,12 @@ def _leaky(equation: Equation, below: jax.Array, above: jax.Array, intercept: ja
     """Leaky ReLU is a x + (1 - a) relu(x); the lines of relu change places where 1 - a is negative."""
     slope = _negative_slope(equation)
     rest = 1 - slope
-    lines = _scaled(slope + rest * below, jnp.zeros_like(intercept)), _scaled(slope + rest * above, rest * intercept)
+
+    def mixed(share: jax.Array) -> jax.Array:
+        """Slope + rest * share, but exact for shares 0 and 1: of 1 nothing is left beside a slope of 1e8."""
+        return share + slope * (1 - share)
+
+    lines = _scaled(mixed(below), jnp.zeros_like(intercept)), _scaled(mixed(above), rest * intercept)
     swapped = rest < 0
 
     def line(first: LinearMap, second: LinearMap) -> LinearMap:

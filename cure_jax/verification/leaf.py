@@ -130,7 +130,7 @@ def _functions(f: Partial, region: Region, sides: jax.Array) -> dict[str, Any]:
             kink, (left, right) = pieces
             side = sides[start : start + inputs[0].size].reshape(inputs[0].shape)
             start += inputs[0].size
-            values[equation.output.index] = kink + jnp.where(side > 0, right, left) * (inputs[0] - kink)
+            values[equation.output.index] = rules.piece(kink, jnp.where(side > 0, right, left), inputs[0])
             operands.append((inputs[0] - kink).ravel())
         output = values[graph.output.index] if isinstance(graph.output, graphs.Node) else graph.output
         return joined(operands, x.dtype), output.ravel()

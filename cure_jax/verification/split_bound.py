@@ -361,4 +361,4 @@ def _slack(
 
 
 def _sigma(layer: Layer, t: jax.Array) -> jax.Array:
-    return layer.kink + jnp.where(t > layer.kink, layer.slopes[1], layer.slopes[0]) * (t - layer.kink)
+    return rules.piece(layer.kink, jnp.where(t > layer.kink, layer.slopes[1], layer.slopes[0]), t)

@@ -62,3 +62,17 @@ def test_derivatives_are_those_of_finite_differences():
     np.testing.assert_allclose(slope, expected, rtol=2e-2)
     forward = jax.jit(lambda scale: jax.jvp(total, (scale,), (jnp.float32(1.0),))[1])(jnp.float32(1.0))
     np.testing.assert_allclose(forward, slope, rtol=1e-4)
+
+
+def test_chains_of_affine_equations_may_be_long():
+    """Longer than Python's stack is deep: loops that are written out."""
+
+    def f(x):
+        y = jax.nn.relu(x)
+        for _ in range(600):
+            y = 0.5 * y + 0.25
+        return y
+
+    bounds = cj.crown(f, intermediate="ibp")(cj.linf_ball(jnp.array([0.1, -0.2]), 0.5))
+    np.testing.assert_allclose(bounds.lower, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(bounds.upper, 0.5, rtol=1e-6)

@@ -49,6 +49,36 @@ def test_a_row_that_is_small_beside_others_keeps_its_radius(rows, p, small, radi
         assert np.all(bounds.lower <= (x - radii) * (1 + 1e-5))
 
 
+# On numbers that are positive and not huge each of these is its operand: the kink is far away, or left of it the
+# function is steep.
+FAR_AWAY = {
+    "maximum": lambda x: jnp.maximum(x, -1e9),
+    "maximum with the least number": lambda x: jnp.maximum(x, jnp.finfo(x.dtype).min),
+    "minimum": lambda x: jnp.minimum(x, 1e9),
+    "clip": lambda x: jnp.clip(x, -1e9, 1e9),
+    "where": lambda x: jnp.where(x > -1e9, x, -1e9),
+    "steep": lambda x: jax.nn.leaky_relu(x, 1e8),
+    "steep where": lambda x: jnp.where(x > 0, x, 1e8 * x),
+    "maximum of two": lambda x: jnp.maximum(x, x - 1e9),
+}
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("method", ["crown", "alpha_crown", "box_ball", "sdp_crown", "vertex_crown"])
+def test_a_kink_that_is_far_away_changes_nothing(method, p):
+    weights, center, radius = jnp.array([[1.0, 2.0], [1.0, 0.5]]), jnp.array([1.0, 2.0]), 0.5
+
+    def f(x):
+        return jnp.stack([-jnp.sum(function(x @ weights)) for function in FAR_AWAY.values()])
+
+    bounds = jax.jit(lambda x: METHODS[method](f)(cj.lp_ball(x, radius, p)))(center)
+    # Of the affine function that it is there.
+    reach = radius * np.linalg.norm([3.0, 1.5], {1: math.inf, 2: 2, math.inf: 1}[p])
+    for name, lower, upper in zip(FAR_AWAY, bounds.lower, bounds.upper, strict=True):
+        assert lower <= -6 - reach + 1e-3, name
+        assert upper >= -6 + reach - 1e-3, name
+
+
 def pooled(x):
     """The maximum of two pixels that overflow, and of padding."""
     images = (x * 1e38).reshape(1, 1, 2, 1)

@@ -49,6 +49,16 @@ def test_a_leaf_without_one_is_proved(kind):
 
 
 @pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("kink", [-1e4, -1e9, -1e30])
+def test_a_kink_that_is_far_away_proves_nothing(kind, kink):
+    # -max(x, kink) is at most 0.5 on the regions, and -1.5 at one end of each.
+    f = as_pytree(jax.tree_util.Partial(lambda kink, x: -jnp.maximum(x, kink), jnp.float32(kink)))
+    for offset, proved in ((1.4999, False), (1.5001, True)):
+        specification, side = Specification(np.ones((1, 1)), np.array([offset])), np.ones(1, np.int8)
+        assert solve_leaf(f, REGIONS[kind], specification, side, np.zeros(1, bool)).proved == proved
+
+
+@pytest.mark.parametrize("kind", REGIONS)
 def test_an_empty_leaf_is_proved_whatever_its_rows(kind):
     make = {"linf": cj.linf_ball, "l2": cj.l2_ball, "l1": cj.l1_ball}[kind]
     found = solve(make(jnp.array([0.5]), 0.4), -1, Specification(-np.ones((1, 1)), np.array([-100.0])))

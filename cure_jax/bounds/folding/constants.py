@@ -27,14 +27,15 @@ class Bases:
     """The bases of the nodes of a graph, each computed when it is first needed."""
 
     def __init__(self, graph: Graph) -> None:
-        self._equations = {equation.output.index: equation for equation in graph.equations}
+        self._equations = iter(graph.equations)
         self._found: dict[int, jax.Array | None] = {}
 
     def of(self, node: Node) -> jax.Array | None:
         """`[*node]`, its base; None if that is 0."""
-        if node.index not in self._found:
-            self._found[node.index] = self._computed(node)
-        return self._found[node.index]
+        # In the order of the graph: what a node is made of comes before it, however long the chain is.
+        while node.index not in self._found and (equation := next(self._equations, None)) is not None:
+            self._found[equation.output.index] = self._computed(equation)
+        return self._found.get(node.index)
 
     def inner(self, coefficients: Coefficients, node: Node) -> jax.Array:
         """<coefficients, base>, a scalar."""
@@ -46,12 +47,11 @@ class Bases:
         bases = [self.of(node) for node in equation.bounded]
         return rules.Relaxation(_moved(relaxation.lower, bases), _moved(relaxation.upper, bases))
 
-    def _computed(self, node: Node) -> jax.Array | None:
-        equation = self._equations.get(node.index)
-        rule = None if equation is None else rules.lookup(equation)
-        if equation is None or not isinstance(rule, rules.Affine):
+    def _computed(self, equation: Equation) -> jax.Array | None:
+        rule = rules.lookup(equation)
+        if not isinstance(rule, rules.Affine):
             return None
-        bases = [self.of(operand) for operand in equation.bounded]
+        bases = [self._found.get(operand.index) for operand in equation.bounded]
         if not rule.offset and all(base is None for base in bases):
             return None
         values = [
