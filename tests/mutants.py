@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 import cure_jax as cj
-from cure_jax import numerics
+from cure_jax import numerics, rules
 from cure_jax.bounds.folding import coefficients, constants, linear, vertices
 from cure_jax.bounds.norms import spectral
 from cure_jax.certification import cascade, certificate
@@ -289,6 +289,11 @@ def multipliers_that_cost_nothing(patch: pytest.MonkeyPatch) -> None:
 
     sdp_crown_module = sys.modules["cure_jax.bounds.sdp_crown"]
     patch.setattr(split_bound, "layer_bound", wrong)
+
+
+def pieces_from_their_kink(patch: pytest.MonkeyPatch) -> None:
+    """Where the kink is far away, nothing is left of the operand."""
+    patch.setattr(rules, "piece", lambda kink, slope, x: kink + slope * (x - kink))
 
 
 def leaves_without_their_region(patch: pytest.MonkeyPatch) -> None:

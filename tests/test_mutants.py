@@ -8,7 +8,14 @@ import jax
 import pytest
 
 from tests import mutants
-from tests.bounds import test_coefficients, test_sdp_crown, test_soundness, test_spectral, test_vertex_crown
+from tests.bounds import (
+    test_coefficients,
+    test_extremes,
+    test_sdp_crown,
+    test_soundness,
+    test_spectral,
+    test_vertex_crown,
+)
 from tests.certification import test_certificate, test_open_margins
 from tests.regions import test_l0_ball, test_support
 from tests.rules import test_rules
@@ -64,6 +71,9 @@ CAUGHT: dict[mutants.Plant, Callable[[], None]] = {
     mutants.norms_that_are_estimates: functools.partial(test_spectral.test_blocks_are_bounded_from_above, "tall"),
     mutants.splits_that_keep_the_other_side: DOMAINS,
     mutants.multipliers_that_cost_nothing: DOMAINS,
+    mutants.pieces_from_their_kink: functools.partial(
+        test_extremes.test_a_kink_that_is_far_away_changes_nothing, "sdp_crown", 2.0
+    ),
     mutants.leaves_without_their_region: functools.partial(
         test_leaf.test_a_leaf_with_a_counterexample_gives_it, "linf"
     ),
