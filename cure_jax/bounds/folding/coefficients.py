@@ -28,6 +28,7 @@ __all__ = [
     "add",
     "dense",
     "inner",
+    "masked_product",
     "negative",
     "neuron",
     "placed_neuron",
@@ -107,9 +108,14 @@ def inner(coefficients: Coefficients, values: jax.Array) -> jax.Array:
     """The inner product with an array of the node's shape, where 0 * infinity is 0: what a mask leaves out."""
     if isinstance(coefficients, Window):
         coefficients, values = coefficients.value, coefficients.cut(values)
+    return numerics.total(masked_product(coefficients, values))
+
+
+def masked_product(coefficients: jax.Array, values: jax.Array) -> jax.Array:
+    """Entry by entry, where 0 * infinity is 0; without a derivative where a value is infinite."""
     finite = jnp.isfinite(values)
     infinite = lax.stop_gradient(jnp.where(coefficients == 0, 0, coefficients * values))
-    return numerics.total(jnp.where(finite, coefficients * jnp.where(finite, values, 0), infinite))
+    return jnp.where(finite, coefficients * jnp.where(finite, values, 0), infinite)
 
 
 def negative(coefficients: Coefficients) -> Coefficients:
@@ -138,7 +144,8 @@ def pull_lines(
       lower: for each entry of the output.
       upper: likewise.
       cut: whether the lines are those of the entries in the window of the coefficients alone.
-      masked: whether an infinite intercept times 0 is 0: what a mask leaves out. Else it is no number.
+      masked: whether an infinite intercept times 0 is 0: what a mask leaves out (`constants.Bases` has made no numbers
+        of the infinite intercepts of rules). Else it is no number.
 
     Returns:
       Coefficients on each operand, and the constant.

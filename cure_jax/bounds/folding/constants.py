@@ -62,11 +62,10 @@ class Bases:
 
 def _moved(line: rules.LinearMap, bases: Sequence[jax.Array | None]) -> rules.LinearMap:
     assert line.slopes is not None
-    # Of a rule, infinite says that there is no bound, whatever the coefficient; of a base, what a mask leaves out.
+    # An infinite intercept of a rule says that there is no bound, whatever the coefficient: it becomes no number. An
+    # infinite base is what a mask leaves out: with a slope of 0 it adds nothing.
     intercept = jnp.where(jnp.isinf(line.intercept), jnp.nan, line.intercept)
     for slope, base in zip(line.slopes, bases, strict=True):
         if base is not None:
-            finite = jnp.isfinite(base)
-            infinite = jax.lax.stop_gradient(jnp.where(slope == 0, 0, slope * base))
-            intercept = intercept + jnp.where(finite, slope * jnp.where(finite, base, 0), infinite)
+            intercept = intercept + forms.masked_product(slope, base)
     return rules.elementwise_map(line.slopes, intercept)

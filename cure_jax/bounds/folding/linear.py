@@ -108,16 +108,17 @@ def backsubstitute(
         affine = isinstance(rules.lookup(equation), rules.Affine)
         if not affine and index not in relaxations:
             continue
-        here = pending.pop(index)
+        here, at_vertices = pending.pop(index), False
         if affine:
             pulled, constant = forms.pull(equation, here), None
         elif isinstance(lines := relaxations[index], FreeLines):
             met[index] = lines.start_for(here) if alphas is None else alphas[index]
             (pulled, constant), at_vertices = _pull_free(equation, lines, here, met[index], bases)
-            kept |= {index: forms.negative(here)} if at_vertices else {}
         else:
             pulled, constant = pull_relaxed(equation, lines, here, bases)
-            kept |= {index: forms.negative(here)} if isinstance(lines, AtVertices) else {}
+            at_vertices = isinstance(lines, AtVertices)
+        if at_vertices:
+            kept[index] = forms.negative(here)
         if intercepts is not None:
             offset = _plus(offset, here, intercepts[index])
         elif constant is not None:
@@ -159,7 +160,7 @@ def pull_relaxed(
       equation: with a nonlinear rule.
       relaxation: of it, on a box.
       coefficients: on its output.
-      bases: of the operands; None to leave out what affine equations add.
+      bases: of the operands; None for all 0.
 
     Returns:
       Coefficients on each bounded operand without its base, and the constant:

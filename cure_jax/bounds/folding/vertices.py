@@ -250,7 +250,9 @@ def _placed(sums: jax.Array, axes: tuple[Axis, ...], moving: list[int]) -> jax.A
     """Adds up windows `[*positions, ways, *window]` where they lie, from the first entry of the first one on.
 
     One axis after the other. Rows that are written one behind the other, each `stride` longer than the sum of all, and
-    read as rows of the length of that, have moved by `stride` each: few operations, however long the windows are.
+    read as rows of the length of that, have moved by `stride` each: few operations, however long the windows are. With
+    stride 1, the rows [a b] and [c d] make a sum of length 3, so they are written as a b 0 0 c d 0 0, four apart, and
+    read as [a b 0] and [0 c d].
     """
     for done, i in enumerate(moving):
         # The positions along other axes, the ways, and the axes of the window before this one.
