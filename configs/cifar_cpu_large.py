@@ -4,7 +4,7 @@
     methods=ibp,lipschitz,box_ball,crown_ibp,sdp_crown,crown
     python launch/certify.py --workdir=runs/cifar_cpu_large/max --method=$methods
 
-Not run yet. TFDS_DATA_DIR or --config.data_dir says where the data is.
+Run at half of its epochs so far: docs/results.md. TFDS_DATA_DIR or --config.data_dir says where the data is.
 """
 
 from cure_jax.configs import cifar_cpu, cifar_cpu_deep
