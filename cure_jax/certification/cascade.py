@@ -42,7 +42,12 @@ def size_for(margins: int, others: int) -> int:
 
 def open_margins(lower: np.ndarray) -> np.ndarray:
     """How many margins lower bounds `[rows, others]` leave open, `[rows]`."""
-    return np.sum(~proves(lower[..., None]), axis=1)
+    return np.sum(_are_open(lower), axis=1)
+
+
+def _are_open(lower: np.ndarray) -> np.ndarray:
+    """Which margins lower bounds `[rows, others]` leave open, `[rows, others]`."""
+    return ~proves(lower[..., None])
 
 
 def open_columns(lower: np.ndarray) -> np.ndarray:
@@ -131,13 +136,17 @@ class Cascade:
             self._seconds += max(time.monotonic() - began - compiling(), 1e-9)
         self._proved += int(np.sum(self.admissible[rows] & proves(self.lower[rows]) & ~before))
         while self._left and not len(self._pending):
-            self._left = self._left[1:]
-            if not self._left and not self._is_again:
-                self._left, self._is_again = list(self._skipped), True
-            if self._left:
-                self._pending = self._fewest_first(np.flatnonzero(self._worth_trying()))
-            self._proved, self._seconds, self._is_first = 0, 0.0, False
+            self._move_on()
         return int(np.sum(unfinished & ~self.unfinished))
+
+    def _move_on(self) -> None:
+        """To the next method; when all had their turn, to those that left something out."""
+        self._left = self._left[1:]
+        if not self._left and not self._is_again:
+            self._left, self._is_again = list(self._skipped), True
+        if self._left:
+            self._pending = self._fewest_first(np.flatnonzero(self._worth_trying()))
+        self._proved, self._seconds, self._is_first = 0, 0.0, False
 
     def _bound(self, rows: np.ndarray) -> None:
         """The current method on the margins of some examples by which it could decide them."""
@@ -165,15 +174,15 @@ class Cascade:
         """`[examples]`: those that the current method could help to decide."""
         if not self._is_again:
             return self._open()
-        skipped = self._skipped[self._left[0]] & ~proves(self.lower[..., None])
+        skipped = self._skipped[self._left[0]] & _are_open(self.lower)
         return self._open() & self._may_yet_be_proved() & skipped.any(axis=1)
 
     def _may_yet_be_proved(self) -> np.ndarray:
         """`[examples]`: every margin that is open was left out by some method."""
-        skipped = np.zeros(self.lower.shape, bool)
-        for left_out in self._skipped.values():
-            skipped |= left_out
-        return np.all(proves(self.lower[..., None]) | skipped, axis=1)
+        left = _are_open(self.lower)
+        for skipped in self._skipped.values():
+            left &= ~skipped
+        return np.all(~left, axis=1)
 
     def _fewest_first(self, rows: np.ndarray) -> np.ndarray:
         return rows[np.argsort(open_margins(self.lower[rows]), kind="stable")]

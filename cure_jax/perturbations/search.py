@@ -118,8 +118,9 @@ def certify_perturbation(  # noqa: PLR0913  (the options of a long-running job)
     for name, value in (("max_cells", max_cells), ("timeout", timeout)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; expected a number above 0. Raise it, or leave it out.")
-    batches = Batches((as_pytree(f), perturbation), (images, labels), batch_size, mesh)
-    correct = classified_right(as_pytree(f), images, labels, batch_size, mesh)
+    f = as_pytree(f)
+    batches = Batches((f, perturbation), (images, labels), batch_size, mesh)
+    correct = classified_right(f, images, labels, batch_size, mesh)
     search = _Search(perturbation, images.shape[1:], correct, max_cells, len(stages))
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with shown(len(images), "certify", show_progress) as advance:

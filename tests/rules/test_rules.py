@@ -92,7 +92,7 @@ def test_two_pieces_are_the_function(name):
         kink, (left, right) = pieces
         (node,) = equation.bounded
         for x in jax.random.normal(jax.random.key(7), (20, *node.shape)):
-            expected = kink + jnp.where(x < kink, left, right) * (x - kink)
+            expected = rules.piece(kink, jnp.where(x < kink, left, right), x)
             np.testing.assert_allclose(equation.evaluate(x), expected, atol=1e-6)
 
 
