@@ -28,11 +28,14 @@ from absl import flags
 import cure_jax as cj
 from cure_jax import interop, training
 from cure_jax.certification import UnsafeSet
-from cure_jax.commands.parts import common, provenance
+from cure_jax.commands.parts import common, provenance, settings
 from cure_jax.commands.parts.known_verdicts import KnownVerdicts
 from cure_jax.training.workdir import write_atomically
 from cure_jax.verification import DatasetVerdicts, Status
 
+_CONFIG = settings.define_config(
+    "The config that the network was trained with; that of the work directory if left out."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 100, "The first so many images; all if there are fewer.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to verify.")
@@ -106,18 +109,21 @@ def _breaks(unsafe: UnsafeSet, x: np.ndarray, y: np.ndarray) -> bool:
 
 def verify_images(workdir: Path) -> None:
     """Verifies the images of a split, and writes what was found."""
-    fitted = training.load(workdir)
-    split = common.load_split(fitted.config, _SPLIT.value)
+    fitted = training.load(workdir, config=_CONFIG.value)
+    config = fitted.config
+    split = common.load_split(config, _SPLIT.value)
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
     step = int(fitted.state.step)
     origin = {"step": step, "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step)}
-    asked = {"timeout": _TIMEOUT.value, "split": _SPLIT.value, "radii": fitted.config.radii.to_dict()}
+    origin["round_to"] = config.round_to
+    asked = {"timeout": _TIMEOUT.value, "split": _SPLIT.value, "radii": config.radii.to_dict()}
+    asked["data_dir"] = config.data_dir
     parts = KnownVerdicts(workdir / f"{_name()}_parts.jsonl", {**origin, **asked, "commit": provenance.commit()})
     found = cj.verify_dataset(
         fitted.classifier,
         images,
         labels,
-        training.make_regions(fitted.config.radii),
+        training.make_regions(config.radii),
         timeout=_TIMEOUT.value,
         method=_METHOD.value.split(","),
         batch_size=min(100, len(images)),
@@ -127,7 +133,7 @@ def verify_images(workdir: Path) -> None:
     )
     result = {
         **summary(found),
-        "radii": dict(fitted.config.radii),
+        "radii": dict(config.radii),
         "split": _SPLIT.value,
         "num_examples": len(images),
         "timeout": _TIMEOUT.value,

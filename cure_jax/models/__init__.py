@@ -14,6 +14,7 @@ from cure_jax.models.lipschitz_net import ContractingConv, ContractingDense, Lip
 from cure_jax.models.mlp import MLP
 from cure_jax.models.registry import create, names
 from cure_jax.models.resnet import ResNet
+from cure_jax.models.rounding import rounded
 
 __all__ = [
     "CNN5",
@@ -34,4 +35,5 @@ __all__ = [
     "pretrained_examples",
     "pretrained_index",
     "pretrained_names",
+    "rounded",
 ]

@@ -244,6 +244,14 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
             source="Wu & Johnson, 2021",
             is_later=True,
         ),
+        "round_to": Field(
+            "",
+            "The parameters of the finished network are rounded to it; what is certified and exported are those.",
+            use="Where the network is deployed with such weights. May be changed after training.",
+            choices=("", "bfloat16", "float16"),
+            is_incidental=True,
+            is_later=True,
+        ),
     },
     "Warm-up and ramp": {
         "natural_epochs": Field(

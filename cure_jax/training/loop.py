@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,7 @@ __all__ = ["Fitted", "TrainingDiverged", "fit", "initial_state", "restore"]
 
 _LOGGER = logging.getLogger(__name__)
 Arrays = tuple[np.ndarray, np.ndarray]
+Metrics = dict[str, float | int]
 _VALIDATION_BATCH = 250
 
 
@@ -170,8 +171,17 @@ def restore(model: Any, example: np.ndarray, config: Config, workdir: str | os.P
     step, state, metadata = load(workdirs.as_path(workdir) / "checkpoints", abstract)
     if step < (total := metadata.get("total_steps", step)):
         _LOGGER.warning("The training in %s stopped at step %d of %d; resume it for the whole.", workdir, step, total)
-    network, kept = recipe.model.module(state.variables), config.copy_and_resolve_references()
-    return Fitted(network, kept, state.variables, np.shape(example)[1:], state)
+    return _fitted(recipe, config, np.shape(example)[1:], state)
+
+
+def _fitted(
+    recipe: Recipe, config: Config, shape: tuple[int, ...], state: TrainState, history: Sequence[Metrics] = ()
+) -> Fitted:
+    """The network that is certified, of the last state."""
+    variables, config = state.variables, config.copy_and_resolve_references()
+    if config.round_to:
+        variables = models.rounded(variables, config.round_to)
+    return Fitted(recipe.model.module(variables), config, variables, shape, state, list(history))
 
 
 def _checked_teacher(
@@ -298,7 +308,7 @@ class _Trainer:
         compiled = self._compiled()
         # On the device once and for all, or the part of each process run by run.
         images, labels = jax.device_put(self.data) if jax.process_count() == 1 else self.data
-        history: list[dict[str, float | int]] = []
+        history: list[Metrics] = []
         step, watch = int(state.step), watch_for_collapse(self.data[1])
         listen = notices() if files is not None else contextlib.nullcontext(lambda steps: False)
         bars = progress(self.total, "train", start=step, batch_size=self.config.batch_size)
@@ -335,10 +345,7 @@ class _Trainer:
                     if step < self.total:
                         raise Preempted(step)
         state = jax.device_get(distributed.local(state))
-        shape = tuple(self.interface["example_shape"])
-        config = self.config.copy_and_resolve_references()
-        model = self.recipe.model.module(state.variables)
-        return Fitted(model, config, state.variables, shape, state, history)
+        return _fitted(self.recipe, self.config, tuple(self.interface["example_shape"]), state, history)
 
     def _finished(self, state: TrainState) -> TrainState:
         """What is certified: the averaged parameters, if any, and the statistics of BatchNorm that belong to them."""

@@ -65,6 +65,25 @@ def test_a_certified_network_is_kept(certified, tmp_path, monkeypatch):
     assert f"`{entry['checkpoint_sha256']}`" in row
 
 
+def test_a_network_that_was_certified_rounded_is_verified_and_kept_rounded(certified, tmp_path, monkeypatch):
+    workdir, kept = tmp_path / "run", tmp_path / "kept"
+    shutil.copytree(certified, workdir)
+    config = ("--config=digits:l2", "--config.reported={'l1': 0.5}", *SMALL, "--config.round_to=bfloat16")
+    done = launch("verify", f"--workdir={workdir}", "--num_examples=12", "--timeout=2", "--method=ibp", *config)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "verify.json").read_text())["round_to"] == "bfloat16"
+    # So that verdicts on the network as it was trained are not taken for this one's when an interrupted search goes on.
+    assert json.loads((workdir / "verify_parts.jsonl").read_text().splitlines()[0])["round_to"] == "bfloat16"
+    result = json.loads((workdir / "certify.json").read_text())
+    result["config"]["round_to"] = "bfloat16"
+    (workdir / "certify.json").write_text(json.dumps(result))
+    done = launch("keep", f"--workdir={workdir}", "--name=tiny/rounded", f"--directory={kept}", "--method=crown_ibp")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(archive, "DIRECTORY", kept)
+    expected = models.rounded(training.load(certified).variables, "bfloat16")
+    chex.assert_trees_all_equal(models.pretrained("tiny/rounded").variables, expected)
+
+
 @pytest.mark.parametrize(
     ("change", "name", "expected"),
     [

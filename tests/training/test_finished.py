@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -51,6 +52,19 @@ def test_a_work_directory_gives_network_and_config_back(finished: tuple[Path, Fi
     image = jnp.asarray(tiny.data(1)[0][0])
     np.testing.assert_array_equal(loaded.classifier(image), fitted.classifier(image))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_parameters_are_rounded_as_the_config_says_after_training_and_when_it_is_loaded(
+    finished: tuple[Path, Fitted],
+) -> None:
+    workdir, fitted = finished
+    rounded = load(workdir, config=_config(round_to="bfloat16"))
+    expected = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16).astype(np.float32), fitted.variables["params"])
+    chex.assert_trees_all_equal(rounded.variables["params"], expected)
+    # The state stays, to go on from.
+    chex.assert_trees_all_equal(rounded.state.params, fitted.state.params)
+    trained = fit(models.create("mlp", tiny.CLASSES, features=(6,)), tiny.data(32), _config(round_to="bfloat16"))
+    chex.assert_trees_all_equal(trained.variables["params"], expected)
 
 
 def test_a_fitted_network_keeps_its_config_when_the_next_one_is_written() -> None:
