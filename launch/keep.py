@@ -7,9 +7,9 @@
     python launch/keep.py --table
 
 Then `cj.models.pretrained("digits/max")` has it, and the last command shows what was measured of all of them. Kept are
-the parameters as they were trained, in float32, so that the figures of certify.json are those of this very network; and
-the first ten test images with what --method proves of them, which the tests prove again. A network of the same name is
-replaced.
+the parameters as they were certified, in float32, so that the figures of certify.json are those of this very network;
+and the first ten test images with what --method proves of them, which the tests prove again. A network of the same name
+is replaced. Where room is short, certify with `--config.round_to=bfloat16`: rounded parameters take less than half.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Trained networks that come with the library: `pretrained("digits/max")`.
 
-They lie in `pretrained/`, one `.npz` each: parameters and running averages in float32, as they were trained, by names
+They lie in `pretrained/`, one `.npz` each: parameters and running averages in float32, as they were certified, by names
 like `params.Dense_0.kernel`, and a few test images. `index.json` says of each where it comes from and what was
 measured, and has the SHA-256 digest of its file. `launch/keep.py` writes both.
 """
@@ -8,6 +8,7 @@ measured, and has the SHA-256 digest of its file. `launch/keep.py` writes both.
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -107,7 +108,11 @@ def add(directory: Path, name: str, variables: Mapping[str, Any], examples: Exam
     arrays: dict[str, Any] = flax.traverse_util.flatten_dict(dict(variables), sep=".")
     arrays |= {f"{_EXAMPLES}.{field}": value for field, value in examples._asdict().items()}
     content = io.BytesIO()
-    np.savez_compressed(content, **{key: np.asarray(array) for key, array in arrays.items()})  # pyright: ignore[reportArgumentType]
+    # As np.savez_compressed, but smaller: of rounded parameters by a quarter.
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_BZIP2) as file:
+        for key, array in arrays.items():
+            with file.open(f"{key}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
     path, index = directory / f"{name.replace('/', '_')}.npz", directory / _INDEX
     path.write_bytes(content.getvalue())
     entries = json.loads(index.read_text()) if index.exists() else {}
