@@ -34,9 +34,7 @@ from cure_jax.training.config import Config
 from cure_jax.training.workdir import AnyPath, as_path, write_atomically, writing
 
 flags.adopt_module_key_flags(processes)
-_CONFIG = settings.define_config(
-    "The config that the network was trained with; that of the work directory if left out."
-)
+_CONFIG = settings.define_config(settings.TRAINED_WITH)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHOD = flags.DEFINE_list(
     "method",

@@ -27,9 +27,7 @@ from cure_jax.commands.parts import common, settings
 from cure_jax.training.config import norm_exponent
 from cure_jax.training.workdir import write_atomically
 
-_CONFIG = settings.define_config(
-    "The config that the network was trained with; that of the work directory if left out."
-)
+_CONFIG = settings.define_config(settings.TRAINED_WITH)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), "Methods, in the order of the rows.")
 _WHOLE = flags.DEFINE_list("whole", ["crown"], "Methods that are tried on the whole ball too; none for l_inf.")

@@ -14,9 +14,7 @@ from cure_jax.certification import bound_method
 from cure_jax.commands.parts import common, settings
 from cure_jax.interop import PLATFORMS, export_certifier
 
-_CONFIG = settings.define_config(
-    "The config that the network was trained with; that of the work directory if left out."
-)
+_CONFIG = settings.define_config(settings.TRAINED_WITH)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Its work directory.")
 _NAME = flags.DEFINE_string("name", None, "A network of cj.models.pretrained_names(), instead of a work directory.")
 _METHOD = flags.DEFINE_string("method", "crown", "How to bound, see cure-jax certify.")

@@ -33,9 +33,7 @@ from cure_jax.commands.parts.known_verdicts import KnownVerdicts
 from cure_jax.training.workdir import write_atomically
 from cure_jax.verification import DatasetVerdicts, Status
 
-_CONFIG = settings.define_config(
-    "The config that the network was trained with; that of the work directory if left out."
-)
+_CONFIG = settings.define_config(settings.TRAINED_WITH)
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished work directory.")
 _NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 100, "The first so many images; all if there are fewer.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to verify.")
@@ -114,10 +112,17 @@ def verify_images(workdir: Path) -> None:
     split = common.load_split(config, _SPLIT.value)
     images, labels = split.images[: _NUM_EXAMPLES.value], split.labels[: _NUM_EXAMPLES.value]
     step = int(fitted.state.step)
-    origin = {"step": step, "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step)}
-    origin["round_to"] = config.round_to
-    asked = {"timeout": _TIMEOUT.value, "split": _SPLIT.value, "radii": config.radii.to_dict()}
-    asked["data_dir"] = config.data_dir
+    origin = {
+        "step": step,
+        "checkpoint_sha256": provenance.checkpoint_sha256(workdir, step),
+        "round_to": config.round_to,
+    }
+    asked = {
+        "timeout": _TIMEOUT.value,
+        "split": _SPLIT.value,
+        "data_dir": config.data_dir,
+        "radii": config.radii.to_dict(),
+    }
     parts = KnownVerdicts(workdir / f"{_name()}_parts.jsonl", {**origin, **asked, "commit": provenance.commit()})
     found = cj.verify_dataset(
         fitted.classifier,

@@ -15,6 +15,8 @@ from cure_jax.training.names import is_known, unknown
 # The flag is one of the command's own.
 flags.disclaim_key_flags()
 
+# What --help says where a finished work directory is read.
+TRAINED_WITH = "The config that the network was trained with; that of the work directory if left out."
 _EXPECTED = "A setting, or the path of a config, with a method after a colon."
 
 
