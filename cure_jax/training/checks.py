@@ -64,7 +64,8 @@ def _doubts(config: Config, shape: Sequence[int], steps_per_epoch: int) -> Itera
             f"The radius is reached at epoch {config.ramp_end:g} (ramp_end), but the training ends after {epochs}: "
             f"raise epochs, or lower ramp_end (0.4 of {epochs} epochs: {0.4 * epochs:.1f})."
         )
-    if late := [milestone for milestone in config.milestones if milestone >= epochs]:
+    late = [milestone for milestone in config.milestones if milestone >= epochs]
+    if late and config.learning_rate_decay == "milestones":
         yield (
             f"The learning rate falls at {late} (milestones), but the training ends after {epochs}: raise epochs, or "
             f"lower milestones (70 and 87 % of {epochs} epochs: {round(0.7 * epochs)} and {round(0.87 * epochs)})."

@@ -156,9 +156,11 @@ def build_recipe(
     starts_at_ramp_end = config.projection.start_epoch < 0
     start = ramp_end if starts_at_ramp_end else steps(config.projection.start_epoch)
     projects, by_epoch = config.projection.beta > 0, config.projection.every == "epoch"
-    rate = schedules.milestones(
-        config.learning_rate, [steps(epoch) for epoch in config.milestones], config.milestone_factor
-    )
+    if config.learning_rate_decay == "cosine":
+        rate = schedules.cosine(config.learning_rate, steps(config.epochs))
+    else:
+        milestones = [steps(epoch) for epoch in config.milestones]
+        rate = schedules.milestones(config.learning_rate, milestones, config.milestone_factor)
     rate = schedules.warmup(rate, steps(config.warmup_epochs))
     scaling = optimizers.scaling(config.optimizer, config.gradient_clip)
     # Without it there is no part for it, whose state older checkpoints would lack.

@@ -191,12 +191,23 @@ SECTIONS: Mapping[str, Mapping[str, Field]] = {
         ),
         "learning_rate": Field(
             5e-4,
-            "Of the optimizer, before the milestones.",
+            "Of the optimizer, before it falls.",
             use="1e-3 for small convolutional networks, 5e-3 for the digits; lower where training collapses.",
             least=0,
         ),
+        "learning_rate_decay": Field(
+            "milestones",
+            "How the learning rate falls. milestones: at each of them; cosine: to 0, from the first step to the last.",
+            use="cosine for trainings of few epochs.",
+            source="Loshchilov & Hutter (SGDR), ICLR 2017, Eq. 5",
+            choices=("milestones", "cosine"),
+            is_later=True,
+        ),
         "milestones": Field(
-            (50, 60), "Where the learning rate falls.", unit="epochs", use="About 70 and 87 % of `epochs`."
+            (50, 60),
+            "Where the learning rate falls, if learning_rate_decay is milestones.",
+            unit="epochs",
+            use="About 70 and 87 % of `epochs`.",
         ),
         "milestone_factor": Field(0.2, "By which it is multiplied there.", use="0.1 for larger rates.", least=0),
         "warmup_epochs": Field(

@@ -141,6 +141,32 @@ def milestones(learning_rate: float, steps: Sequence[int], factor: float = 0.2) 
     return lambda step: schedule(jnp.asarray(step).astype(float))
 
 
+def cosine(learning_rate: float, steps: int) -> optax.Schedule:
+    """Learning rate that falls to 0 along half a cosine.
+
+    Args:
+      learning_rate: The learning rate of step 0.
+      steps: The first step with rate 0; at least 1.
+
+    Returns:
+      A function of the step whose values are scalars.
+
+    Raises:
+      ValueError: If the number of steps is not positive.
+
+    Examples:
+      >>> rate = cosine(0.5, 30)
+      >>> [round(float(rate(step)), 4) for step in (0, 10, 15, 30)]
+      [0.5, 0.375, 0.25, 0.0]
+
+    References:
+      Loshchilov & Hutter, `SGDR: Stochastic Gradient Descent with Warm Restarts
+      <https://arxiv.org/abs/1608.03983>`_, ICLR 2017, Eq. 5
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    return lambda step: schedule(jnp.asarray(step).astype(float))
+
+
 def warmup(schedule: optax.Schedule, steps: int) -> optax.Schedule:
     """A schedule that rises to its values along a straight line: its value times min(1, (step + 1) / steps).
 

@@ -146,6 +146,10 @@ def test_a_training_of_no_epochs_has_no_config() -> None:
             for value in (-1.0, _NAN, math.inf)
         ],
         ({"seed": -1}, r"config\.seed is -1"),
+        (
+            {"learning_rate_decay": "linear"},
+            r"config\.learning_rate_decay is 'linear'; expected one of milestones, cosine",
+        ),
         ({"projection.every": "year"}, r"config\.projection\.every is 'year'; expected one of step, epoch"),
         ({"augmentation.crop": -1}, r"config\.augmentation\.crop is -1"),
         ({"losses": {"linf": {"kind": "small_box", "shrinking": 2.0}}}, r"losses\.linf\.shrinking is 2\.0"),
@@ -225,16 +229,29 @@ def test_the_recipe_follows_the_schedules_of_the_config() -> None:
     assert build_recipe(default_config(), tiny.TinyMLP(), 10).projection_start is None
 
 
-def test_the_learning_rate_falls_at_the_milestones() -> None:
-    fields = {"milestones": (1, 2), "learning_rate": 0.1, "milestone_factor": 0.5}
-    optimizer = build_recipe(_config(fields), tiny.TinyMLP(), steps_per_epoch=2).optimizer
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"milestones": (1, 2), "milestone_factor": 0.5}, [0.1, 0.1, 0.05, 0.05, 0.025]),
+        (
+            {"learning_rate_decay": "cosine", "epochs": 3},
+            [0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(7)],
+        ),
+        (
+            {"learning_rate_decay": "cosine", "epochs": 2, "warmup_epochs": 1.0},
+            [0.05, 0.1 * 0.5 * (1 + 0.5**0.5), 0.05],
+        ),
+    ],
+)
+def test_the_learning_rate_falls_as_the_config_says(fields: dict[str, Any], expected: list[float]) -> None:
+    recipe = build_recipe(_config({"learning_rate": 0.1, **fields}), tiny.TinyMLP(), steps_per_epoch=2)
     params = jnp.zeros(1)
-    state, rates = optimizer.init(params), []
-    for _ in range(5):
+    state, rates = recipe.optimizer.init(params), []
+    for _ in expected:
         # Of a constant gradient, Adam's step is the learning rate.
-        update, state = optimizer.update(jnp.ones(1), state, params)
+        update, state = recipe.optimizer.update(jnp.ones(1), state, params)
         rates.append(-float(update[0]))
-    np.testing.assert_allclose(rates, [0.1, 0.1, 0.05, 0.05, 0.025], rtol=1e-4)
+    np.testing.assert_allclose(rates, expected, rtol=1e-4, atol=1e-8)
 
 
 def _quickly_compiled(function: Callable, *args: Any) -> Callable:

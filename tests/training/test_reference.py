@@ -82,6 +82,11 @@ def test_what_is_rarely_meant_is_said(fields: dict[str, Any], message: str, capl
     assert [message in said for said in caplog.messages] == [True]
 
 
+def test_milestones_that_are_not_used_may_lie_anywhere(caplog: pytest.LogCaptureFixture) -> None:
+    warn(tiny.config(milestones=(2, 3), learning_rate_decay="cosine"), (4, 4, 2), 2)
+    assert not caplog.messages
+
+
 def _record(scale: float, accuracy: float) -> dict[str, float | int]:
     return {"step": 7, "radius_scale": scale, "accuracy": accuracy}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cure_jax.training.schedules import exponential_ramp, milestones, natural_weight, warmup
+from cure_jax.training.schedules import cosine, exponential_ramp, milestones, natural_weight, warmup
 
 
 def test_exponential_ramp_has_the_published_values() -> None:
@@ -53,7 +53,7 @@ def test_milestones_multiply_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", [exponential_ramp(2, 9), natural_weight(2, 5), natural_weight(2), milestones(0.1, [4])]
+    "schedule", [exponential_ramp(2, 9), natural_weight(2, 5), natural_weight(2), milestones(0.1, [4]), cosine(0.1, 9)]
 )
 def test_traced_and_python_steps_agree_and_give_float_scalars(schedule: object) -> None:
     for step in range(12):
@@ -74,6 +74,8 @@ def test_impossible_schedules_are_refused() -> None:
         natural_weight(2, final=1.5)
     with pytest.raises(ValueError, match="increasing"):
         milestones(0.1, [5, 5])
+    with pytest.raises(ValueError, match="decay_steps=0"):
+        cosine(0.1, 0)
 
 
 def test_warmup_rises_to_the_schedule_and_leaves_it_alone() -> None:
