@@ -16,7 +16,7 @@ import numpy as np
 
 from cure_jax.certification import certify
 from cure_jax.interop import standalone
-from cure_jax.regions import Region
+from cure_jax.regions import LpBall, Region
 
 __all__ = ["PLATFORMS", "export_certifier"]
 
@@ -51,7 +51,7 @@ def export_certifier(  # noqa: PLR0913  (what is certified, and where it goes)
       regions: by name, as for `certify_dataset`. Radii are compiled in.
       directory: new or empty.
       method: as for `certify`.
-      radii: by name, for `metadata.json`.
+      radii: by name, for `metadata.json`; those of balls are compared with the regions.
       platforms: to export for; none of them is needed now.
 
     Returns:
@@ -59,8 +59,8 @@ def export_certifier(  # noqa: PLR0913  (what is certified, and where it goes)
 
     Raises:
       FileExistsError: if there is something in the directory.
-      ValueError: if there is no region, the method is unknown, a weight is of a type that cannot be exported, or `f`
-        changes when it is called.
+      ValueError: if there is no region, the method is unknown, a weight is of a type that cannot be exported, `f`
+        changes when it is called, or `radii` says something else than the regions.
       ModuleNotFoundError: without flatbuffers.
 
     Soundness:
@@ -72,6 +72,7 @@ def export_certifier(  # noqa: PLR0913  (what is certified, and where it goes)
     directory = Path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; expected a new directory. Choose another one, or remove it.")
+    _check_radii(radii or {}, regions, jnp.zeros(tuple(example_shape)))
     weights, rebuild = _apart(f)
     # As `certify_dataset` has them: float64 where 64-bit types are on.
     image = jax.ShapeDtypeStruct(tuple(example_shape), jax.dtypes.canonicalize_dtype(np.float64))
@@ -98,6 +99,25 @@ def export_certifier(  # noqa: PLR0913  (what is certified, and where it goes)
     }
     (directory / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
     return directory
+
+
+def _check_radii(
+    radii: Mapping[str, float], regions: Mapping[str, Callable[[jax.Array], Region]], x: jax.Array
+) -> None:
+    """Whoever reads the metadata takes it for what is proved."""
+    if unknown := [name for name in radii if name not in regions]:
+        raise ValueError(
+            f"export_certifier got radii of {', '.join(unknown)}, but the regions are {', '.join(regions)}; expected "
+            "names of regions. Leave out the others."
+        )
+    for name, radius in radii.items():
+        region = regions[name](x)
+        if isinstance(region, LpBall) and not np.allclose(region.radius, radius, rtol=1e-6, atol=0):
+            smallest, largest = float(region.radius.min()), float(region.radius.max())
+            raise ValueError(
+                f"export_certifier got radii[{name!r}] = {radius:g}, but that region has radii from {smallest:g} to "
+                f"{largest:g}; expected the same. Take both from one place, as training.make_regions(radii) does."
+            )
 
 
 def _apart(f: Model) -> tuple[dict[str, jax.Array], Callable[[Sequence[jax.Array]], Model]]:

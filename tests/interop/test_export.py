@@ -81,6 +81,21 @@ def test_convolutions_export_for_platforms_that_are_not_here(tmp_path):
     np.testing.assert_allclose(found["margin"]["l2"], expected.margin["l2"], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("radii", "message"),
+    [
+        ({"linf": 0.03}, r"radii\['linf'\] = 0\.03, but that region has radii from 0\.02 to 0\.02"),
+        ({"l2": 0.02}, "radii of l2, but the regions are linf"),
+    ],
+)
+def test_metadata_says_what_is_proved(radii, message, tmp_path):
+    f = Partial(networks.mlp, networks.mlp_params(0))
+    regions = {"linf": lambda x: cj.linf_ball(x, 0.02)}
+    with pytest.raises(ValueError, match=message):
+        interop.export_certifier(f, (2,), regions, tmp_path / "export", radii=radii)
+    assert not (tmp_path / "export").exists()
+
+
 @pytest.fixture
 def small(tmp_path):
     f = Partial(networks.mlp, networks.mlp_params(0))
