@@ -215,7 +215,11 @@ def _run(run: Run) -> None:
         # Stopped in good order but before its end, as on a machine that is taken away: nothing to certify yet.
         raise RunFailed(f"train stopped before its end, see {run.workdir / 'log.txt'}; give the same command again")
     certify = [f"--method={_METHOD.value}", f"--arithmetic={_ARITHMETIC.value}"]
-    _call(run, "certify", [*arguments, *certify, f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"])
+    certify += [f"--num_examples={_NUM_EXAMPLES.value}", f"--split={_SPLIT.value}"]
+    if _SEARCH.value:
+        # Trials are compared at the radius itself.
+        certify += ["--curve="]
+    _call(run, "certify", [*arguments, *certify])
 
 
 def _call(run: Run, name: str, arguments: list[str]) -> str:

@@ -197,6 +197,8 @@ def test_a_search_trains_the_better_half_for_longer_and_names_the_best(sweep, tm
     assert len(logs) == 4
     assert all(_calls(log) == ["train", "certify"] for log in logs)
     assert all("--config.epochs=50" in log.read_text() for log in logs)
+    # No curve is drawn of what is only compared.
+    assert all("--curve=" in log.read_text() for log in logs)
     assert len(list((runs / "rung_1").glob("*/log.txt"))) == 2
 
 
