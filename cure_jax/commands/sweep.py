@@ -143,7 +143,8 @@ def _planned_search() -> tuple[str, dict[str, tuple[str, ...]], list[str]]:
     if not rungs or rungs != sorted(set(rungs), key=float):
         raise ValueError(f"The rungs are {','.join(rungs)}; expected increasing shares of the epochs, such as 0.25,1.")
     trials = search.draw(search.parse(str(_SEARCH.value)), _TRIALS.value, int(_SEEDS.value[0]))
-    return words[0], {", ".join(trial): trial for trial in trials}, rungs
+    # No commas: they stand between entries.
+    return words[0], {" ".join(trial): trial for trial in trials}, rungs
 
 
 def _planned(root: Path, entry: Entry, seed: str, overrides: Sequence[str]) -> Run:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -172,7 +173,7 @@ def test_a_mistake_is_found_before_anything_runs(sweep, tmp_path):
 
 SEARCH = (
     "--configs=digits:max",
-    "--search=learning_rate=0.01..0.24",
+    "--search=learning_rate=0.01..0.24,optimizer=adam|radam",
     "--trials=4",
     "--rungs=0.5,1",
     "--split=validation",
@@ -186,12 +187,13 @@ def test_a_search_trains_the_better_half_for_longer_and_names_the_best(sweep, tm
     done = sweep(*SEARCH)
     assert done.returncode == 0, done.stderr
     table = (runs / "search.md").read_text().splitlines()
-    rates = [float(line.partition("learning_rate=")[2].split()[0]) for line in table[2:6]]
+    trials = [re.match(r"\| (learning_rate=(\S+) optimizer=r?adam) \|", line) for line in table[2:6]]
+    rates = [float(trial[2]) for trial in trials]
     assert rates == sorted(rates, reverse=True)
     # Two of four reach the last rung, and the best one wins.
     cells = [line.split("|")[3].strip() for line in table[2:6]]
     assert [bool(cell) for cell in cells] == [True, True, False, False]
-    assert done.stdout.splitlines()[-1] == f"best: --configs=digits:max+learning_rate={rates[0]:.3g}"
+    assert done.stdout.splitlines()[-1] == f"best: --configs=digits:max+{trials[0][1].replace(' ', '+')}"
     # The first rung was not repeated, and had half of the epochs.
     logs = sorted((runs / "rung_0.5").glob("*/log.txt"))
     assert len(logs) == 4
