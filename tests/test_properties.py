@@ -120,8 +120,15 @@ def drawn(size: int):
     )
 
 
-@pytest.mark.parametrize(("p", "cut"), BALLS)
-@pytest.mark.parametrize("network", list(NETWORKS))
+# In the quick run each ball with one of the networks.
+@pytest.mark.parametrize(
+    ("network", "p", "cut"),
+    [
+        pytest.param(network, *ball, marks=[] if number % len(NETWORKS) == place else pytest.mark.slow)
+        for place, network in enumerate(NETWORKS)
+        for number, ball in enumerate(BALLS)
+    ],
+)
 def test_no_point_of_a_region_leaves_the_bounds(network, p, cut):
     _, weights, size = NETWORKS[network]
 

@@ -29,10 +29,17 @@ SMALL_ROWS = {
 }
 
 
-@pytest.mark.parametrize("rows", list(SMALL_ROWS))
+SIZES = [(1.05, 1e-4, (0.3, 3e-5)), (1.2, 1e-9, (0.3, 0.3)), (1.5, 1e-14, (0.3, 0.3)), (2.0, 1e-20, (0.3, 0.3))]
+
+
 @pytest.mark.parametrize(
-    ("p", "small", "radii"),
-    [(1.05, 1e-4, (0.3, 3e-5)), (1.2, 1e-9, (0.3, 0.3)), (1.5, 1e-14, (0.3, 0.3)), (2.0, 1e-20, (0.3, 0.3))],
+    ("rows", "p", "small", "radii"),
+    [
+        # In the quick run each form at one or two powers.
+        pytest.param(rows, *size, marks=[] if number % 3 == place else pytest.mark.slow)
+        for place, rows in enumerate(SMALL_ROWS)
+        for number, size in enumerate(SIZES)
+    ],
 )
 def test_a_row_that_is_small_beside_others_keeps_its_radius(rows, p, small, radii):
     """Powers of what is small relative to the largest weight and radius of a layer are 0 in float32."""
@@ -63,8 +70,18 @@ FAR_AWAY = {
 }
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
-@pytest.mark.parametrize("method", ["crown", "alpha_crown", "box_ball", "sdp_crown", "vertex_crown"])
+# The pieces of a function are the same for every norm: each method has one norm of its own in the quick run.
+FOR_NORM = {"crown": math.inf, "alpha_crown": 2.0, "box_ball": 2.0, "sdp_crown": 2.0, "vertex_crown": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "p"),
+    [
+        pytest.param(method, p, marks=[] if p == quick else pytest.mark.slow)
+        for method, quick in FOR_NORM.items()
+        for p in (1.0, 2.0, math.inf)
+    ],
+)
 def test_a_kink_that_is_far_away_changes_nothing(method, p):
     weights, center, radius = jnp.array([[1.0, 2.0], [1.0, 0.5]]), jnp.array([1.0, 2.0]), 0.5
 

@@ -248,8 +248,17 @@ def depthwise(x):
     return x
 
 
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("name", ["strides", "residual", "depthwise", "one of two"])
+_QUICK = {("strides", 2), ("residual", 1), ("depthwise", 1), ("one of two", 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        pytest.param(name, k, marks=[] if (name, k) in _QUICK else pytest.mark.slow)
+        for name in ("strides", "residual", "depthwise", "one of two")
+        for k in (1, 2)
+    ],
+)
 def test_windows_of_pixels_are_dense_coefficients(name, k, monkeypatch):
     networks = NETWORKS | {"depthwise": depthwise, "one of two": lambda x: NETWORKS["two"](x * jnp.array([[[1.0, 0]]]))}
     x = jnp.asarray(np.random.default_rng(0).uniform(size=(7, 6, 2)), jnp.float32)
