@@ -268,6 +268,7 @@ _SETTINGS = (
     "mnist_cpu",
     "cifar_cpu",
     "cifar_cpu_deep",
+    "cifar_cpu_long",
     "cifar_cpu_large",
     "cifar_three_norms",
     "mnist_cpu_long",
