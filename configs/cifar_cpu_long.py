@@ -1,10 +1,10 @@
-"""CIFAR-10 on two CPU cores, trained longer: the learning rate along a cosine, best with each example in one norm.
+"""CIFAR-10 on two CPU cores, trained longer: the learning rate along a cosine, each example in one norm.
 
     python launch/train.py --config=cifar_cpu_long:random --workdir=runs/cifar_cpu_long/random
     python launch/certify.py --workdir=runs/cifar_cpu_long/random --method=best
 
-The network, radii and batches of cifar_cpu_deep; 40 epochs, 85 minutes on one CPU core with `random`. TFDS_DATA_DIR or
---config.data_dir says where the data is. Results: docs/results.md.
+The network, radii and batches of cifar_cpu_deep; 40 epochs. TFDS_DATA_DIR or --config.data_dir says where the data is.
+It was not run yet; what speaks for it is in docs/ablations.md.
 """
 
 from cure_jax.configs import cifar_cpu, cifar_cpu_deep

@@ -29,7 +29,7 @@ CASES += [
 
 def _on_networks(method, p):
     """The residual network takes long to compile: in the quick run each method has one norm."""
-    quick = p == {"crown": 3.0, "sdp_crown": 2.0, "vertex_crown": 1.0, "alpha_crown": None}.get(method, math.inf)
+    quick = p == {"crown": 3.0, "sdp_crown": 2.0, "vertex_crown": 1.0}.get(method, math.inf)
     return [
         pytest.param(method, p, name, marks=[] if name == "mlp" or quick else pytest.mark.slow)
         for name in networks.NETWORKS

@@ -21,7 +21,7 @@ GUARDED = {
 }
 
 
-@pytest.mark.parametrize("method", ["ibp", "crown", pytest.param("alpha_crown", marks=pytest.mark.slow), "lipschitz"])
+@pytest.mark.parametrize("method", ["ibp", "crown", "alpha_crown", "lipschitz"])
 @pytest.mark.parametrize("name", GUARDED)
 def test_bounds_hold_where_a_guard_answers(name, method):
     f, point = GUARDED[name]

@@ -353,7 +353,7 @@ def test_every_method_of_the_digits_takes_a_step(method: str) -> None:
 
 
 # The others take minutes to compile together.
-_QUICK = (("mnist_cpu", "paper"), ("cifar_cpu_deep", "scratch"))
+_QUICK = (("cifar10_small", "scratch"), ("mnist_cpu", "paper"))
 _CONVS = {"convs": ((2, 4, 2), (2, 4, 2)), "dense": (8,)}
 _NARROW = {"cnn7": {"width": 2, "dense": 8}, "conv_small": _CONVS, "conv_deep": _CONVS}
 
